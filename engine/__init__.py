@@ -1,0 +1,25 @@
+"""The engine and its events: what happens when."""
+
+from camshaft.engine.engine import Engine
+from camshaft.engine.events import (
+    CallableEventWithFilter,
+    EventEnum,
+    Events,
+    EventsList,
+    RemovableEventHandle,
+    State,
+    StepEvents,
+)
+from camshaft.engine.phases import Phase
+
+__all__ = [
+    "CallableEventWithFilter",
+    "Engine",
+    "EventEnum",
+    "Events",
+    "EventsList",
+    "Phase",
+    "RemovableEventHandle",
+    "State",
+    "StepEvents",
+]

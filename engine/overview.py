@@ -1,0 +1,125 @@
+"""What is attached to an engine: each event with its subscribers in firing order, as text and as HTML."""
+
+from __future__ import annotations
+
+import html
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from camshaft.engine.events import Events, StepEvents
+
+if TYPE_CHECKING:
+    from camshaft.engine.engine import Engine
+    from camshaft.engine.subscribers import Subscriber
+
+__all__ = ["as_html", "as_text"]
+
+# As in the drawing of camshaft.engine.events; events of the user follow.
+_ORDER: tuple[Any, ...] = (
+    Events.STARTED,
+    Events.EPOCH_STARTED,
+    Events.GET_BATCH_STARTED,
+    Events.DATALOADER_STOP_ITERATION,
+    Events.GET_BATCH_COMPLETED,
+    Events.ITERATION_STARTED,
+    *StepEvents,
+    Events.ITERATION_COMPLETED,
+    Events.TERMINATE_SINGLE_EPOCH,
+    Events.EPOCH_COMPLETED,
+    Events.INTERRUPT,
+    Events.TERMINATE,
+    Events.COMPLETED,
+    Events.EXCEPTION_RAISED,
+)
+
+
+class Row(NamedTuple):
+    """One subscriber in the table."""
+
+    event: str
+    phase: str
+    handler: str
+    share: str
+
+
+def as_text(engine: Engine) -> str:
+    """The table as text, an event's name only on its first line."""
+    lines = [Row("event", "phase", "handler", "time"), *_rows(engine)]
+    widths = [max(len(row[column]) for row in lines) for column in range(3)]
+    rule = Row(*("-" * width for width in widths), "-" * 7)
+    body, last_event = [], ""
+    for row in (lines[0], rule, *lines[1:]):
+        shown = row._replace(event="" if row.event == last_event else row.event)
+        last_event = row.event
+        cells = (shown[column].ljust(widths[column]) for column in range(3))
+        body.append("  ".join([*cells, shown.share]).rstrip())
+    return "\n".join([_headline(engine), *body])
+
+
+def as_html(engine: Engine) -> str:
+    """The table for notebooks."""
+    header = "".join(f"<th style='text-align:left'>{name}</th>" for name in ("event", "phase", "handler", "time"))
+    rows = "".join(
+        "<tr>" + "".join(f"<td style='text-align:left'>{html.escape(cell)}</td>" for cell in row) + "</tr>"
+        for row in _rows(engine)
+    )
+    return f"<p>{html.escape(_headline(engine))}</p><table><thead><tr>{header}</tr></thead><tbody>{rows}</tbody></table>"
+
+
+def _headline(engine: Engine) -> str:
+    state = engine.state
+    seconds = state.times.get(Events.COMPLETED.name)
+    ran = f"; the run of {state.iteration} iterations took {seconds:.2f} s" if seconds else ""
+    return f"{type(engine).__name__} of {describe_function(engine._process_function)}{ran}"
+
+
+def _rows(engine: Engine) -> list[Row]:
+    by_event = engine._event_handlers
+    events = [*_ORDER, *(event for event in by_event if event not in _ORDER)]
+    seconds = engine.state.times.get(Events.COMPLETED.name)
+    return [
+        Row(_name(event), subscriber.phase.name, _describe(subscriber), _share(subscriber.seconds, seconds))
+        for event in events
+        if event in by_event
+        for subscriber in (*by_event[event].prompt, *by_event[event].late)
+    ]
+
+
+def _share(seconds: float, of: float | None) -> str:
+    return f"{100 * seconds / of:6.2f}%" if of else ""
+
+
+def _describe(subscriber: Subscriber) -> str:
+    event_filter = getattr(subscriber.event, "filter", None)
+    return describe_function(subscriber.function) + (f"  [{_describe_filter(event_filter)}]" if event_filter else "")
+
+
+def _describe_filter(event_filter: Any) -> str:
+    """``every=100`` for the filters that Ignite builds from numbers, else the name of the user's function."""
+    code = event_filter.__code__ if hasattr(event_filter, "__code__") else None
+    if code is None or not event_filter.__qualname__.startswith("CallableEventWithFilter."):
+        return describe_function(event_filter)
+    cells = zip(code.co_freevars, event_filter.__closure__, strict=True)
+    values = {name.rstrip("_"): cell.cell_contents for name, cell in cells}
+    order = ("once", "every", "after", "before")
+    return ", ".join(f"{name}={values[name]}" for name in order if name in values and values[name] != float("inf"))
+
+
+def describe_function(function: Any) -> str:
+    """A name that a reader finds in the code: ``EarlyStopping('val_loss').decide``, ``training_step``.
+
+    Example:
+        >>> describe_function(describe_function)
+        'describe_function'
+    """
+    owner = getattr(function, "__self__", None)
+    if owner is not None and not isinstance(owner, type) and hasattr(function, "__name__"):
+        shown = repr(owner)
+        if shown.startswith("<"):  # an object without a representation of its own
+            shown = type(owner).__name__
+        return f"{shown}.{function.__name__}"
+    name = getattr(function, "__qualname__", None)
+    return name.replace("<locals>.", "") if name else repr(function)
+
+
+def _name(event: Any) -> str:
+    return str(getattr(event, "name", event))

@@ -1,0 +1,144 @@
+"""Moves modules and batches to the device that computes.
+
+Listens to:
+
+- STARTED in PREPARE: moves the modules.
+- GET_BATCH_COMPLETED in PREPARE: moves the batch; not at all on the CPU, where every loader puts it anyway.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from ignite.engine import Engine as IgniteEngine
+from torch import nn
+
+from camshaft.engine.events import Events
+from camshaft.engine.phases import Phase
+from camshaft.engine.training_step import TrainingStep
+from camshaft.engine.used_objects import modules_used_by
+from camshaft.handlers.handler import Handler, On, handlers_of
+
+__all__ = ["Device", "device_of", "moved"]
+
+
+class Device(Handler):
+    """Places the modules and each batch on one device.
+
+    Args:
+        device: a ``torch.device``, its name, or ``"auto"``: the accelerator of this process where there is one (the
+            one of its local rank when distributed), else the CPU.
+        modules: what to move when the run starts. Left out, the modules that the step uses are found in its code.
+        non_blocking: let copies from pinned memory overlap with computing; ``pin_memory=True`` on the loader makes it so.
+
+    Batches may be nested: tensors in mappings, lists, tuples, named tuples and dataclass-like objects with a ``to``
+    method are moved, anything else stays as it is.
+
+    Raises:
+        ValueError: the device is unknown, or not there.
+
+    Example:
+        >>> from camshaft import Engine
+        >>> model = nn.Linear(2, 1)
+        >>> engine = Engine(lambda engine, batch: model(batch["x"]).mean().item()).attach(Device("cpu"))
+        >>> engine.run([{"x": torch.ones(4, 2)}]).batch["x"].device
+        device(type='cpu')
+    """
+
+    alone = True
+
+    def __init__(self, device: str | torch.device = "auto", *modules: nn.Module, non_blocking: bool = True) -> None:
+        self.device = _resolved(device)
+        self.modules = modules
+        self.non_blocking = non_blocking
+        self.listens = (On(Events.STARTED, Phase.PREPARE, "move_modules"),)
+        if self.device.type != "cpu":
+            self.listens += (On(Events.GET_BATCH_COMPLETED, Phase.PREPARE, "move_batch"),)
+
+    def move_modules(self, engine: IgniteEngine) -> None:
+        """Move the modules in place, so that optimizers keep their parameters."""
+        for module in self.modules or modules_used_by(engine._process_function).values():
+            module.to(self.device)
+        self._check_parameters(engine)
+
+    def move_batch(self, engine: Any) -> None:
+        """Move ``state.batch``."""
+        engine.state.batch = moved(engine.state.batch, self.device, self.non_blocking)
+
+    def _check_parameters(self, engine: IgniteEngine) -> None:
+        step = engine._process_function
+        for backward in step.backwards if isinstance(step, TrainingStep) else ():
+            for parameter in getattr(backward, "parameters", ()):
+                if parameter.device != self.device:
+                    raise ValueError(
+                        f"{self!r} computes on {self.device}, but an optimizer holds a parameter on {parameter.device}, "
+                        "whose module was not found in the step. Name the module: Device(device, model)."
+                    )
+
+
+def device_of(engine: IgniteEngine) -> torch.device:
+    """Where an engine computes: its ``Device`` handler's device, else that of the modules its step uses, else the CPU.
+
+    Example:
+        >>> from camshaft import Engine
+        >>> device_of(Engine(lambda engine, batch: None))
+        device(type='cpu')
+    """
+    for handler in handlers_of(engine):
+        if isinstance(handler, Device):
+            return handler.device
+    for module in modules_used_by(engine._process_function).values():
+        for parameter in module.parameters():
+            return parameter.device
+    return torch.device("cpu")
+
+
+def moved(batch: Any, device: torch.device, non_blocking: bool = True) -> Any:
+    """``batch`` with all its tensors on ``device``; containers are made anew, anything else is passed on.
+
+    Example:
+        >>> moved({"x": torch.ones(2), "names": ["a", "b"]}, torch.device("meta"))
+        {'x': tensor(..., device='meta', size=(2,)), 'names': ['a', 'b']}
+    """
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device, non_blocking=non_blocking)
+    if isinstance(batch, (str, bytes)):
+        return batch
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(moved(item, device, non_blocking) for item in batch))
+    if isinstance(batch, (list, tuple)):
+        return type(batch)(moved(item, device, non_blocking) for item in batch)
+    if callable(getattr(batch, "to", None)):  # PackedSequence, Hugging Face's and PyG's batches
+        return batch.to(device)
+    if isinstance(batch, Mapping):
+        content = {key: moved(value, device, non_blocking) for key, value in batch.items()}
+        return content if type(batch) is dict else type(batch)(content)  # type: ignore[call-arg]
+    return batch
+
+
+def _resolved(device: str | torch.device) -> torch.device:
+    if device == "auto":
+        if not torch.accelerator.is_available():
+            return torch.device("cpu")
+        kind = torch.accelerator.current_accelerator()
+        assert kind is not None
+        return torch.device(kind.type, _local_rank() % torch.accelerator.device_count())
+    try:
+        resolved = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"Device() does not know the device {device!r}: {error}") from None
+    if resolved.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError(f"Device({str(device)!r}) needs a CUDA device, but torch finds none. Use 'auto' or 'cpu'.")
+        if resolved.index is None:
+            resolved = torch.device("cuda", _local_rank() % torch.cuda.device_count())
+        elif resolved.index >= torch.cuda.device_count():
+            raise ValueError(f"Device({str(device)!r}): there are only {torch.cuda.device_count()} CUDA devices.")
+    return resolved
+
+
+def _local_rank() -> int:
+    return int(os.environ.get("LOCAL_RANK", "0"))

@@ -1,0 +1,90 @@
+"""Limits gradients before each optimizer step.
+
+Listens to:
+
+- OPTIMIZER_STEP_STARTED in PREPARE: clips, and notes the norm before clipping in ``state.metrics["gradient_norm"]``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from ignite.engine import Engine as IgniteEngine
+
+from camshaft.engine.events import StepEvents
+from camshaft.engine.phases import Phase
+from camshaft.engine.training_step import TrainingStep
+from camshaft.handlers.handler import Handler, On, handlers_of
+from camshaft.handlers.optimizer_step import OptimizerStep
+
+__all__ = ["GradientClipping"]
+
+
+class GradientClipping(Handler):
+    """Clips gradients to a largest norm, or each of their elements to a largest value.
+
+    Args:
+        max_norm: scale the gradients of one optimizer step so that their common norm is at most this.
+        max_value: clip each element to ``[-max_value, max_value]`` instead.
+        norm_type: the p of the norm, 2.0 by default; ``float("inf")`` for the largest element.
+
+    The norm before clipping, a scalar tensor on the gradients' device, is in ``state.metrics["gradient_norm"]``.
+
+    Raises:
+        ValueError: neither or both limits are given, or one is not positive; when the run starts, if no
+            ``OptimizerStep`` is attached.
+
+    Example:
+        >>> from camshaft import Engine
+        >>> from camshaft.handlers import OptimizerStep
+        >>> model = torch.nn.Linear(1, 1, bias=False)
+        >>> _ = torch.nn.init.ones_(model.weight)
+        >>> engine = Engine(lambda engine, batch: model(batch).mean())
+        >>> engine = engine.attach(OptimizerStep(torch.optim.SGD(model.parameters(), lr=1.0)), GradientClipping(0.5))
+        >>> engine.run([torch.full((4, 1), 3.0)]).metrics, round(model.weight.item(), 3)
+        ({'gradient_norm': tensor(3.)}, 0.5)
+    """
+
+    alone = True
+    listens = (On(StepEvents.OPTIMIZER_STEP_STARTED, Phase.PREPARE, "clip"),)
+
+    def __init__(
+        self, max_norm: float | None = None, *, max_value: float | None = None, norm_type: float = 2.0
+    ) -> None:
+        if (max_norm is None) == (max_value is None):
+            raise ValueError(
+                f"GradientClipping needs one limit, a norm or a value, but got max_norm={max_norm!r} and "
+                f"max_value={max_value!r}."
+            )
+        limit = max_norm if max_norm is not None else max_value
+        if not isinstance(limit, (int, float)) or not limit > 0:
+            raise ValueError(f"GradientClipping needs a positive limit, but got {limit!r}.")
+        self.max_norm = max_norm
+        self.max_value = max_value
+        self.norm_type = float(norm_type)
+
+    def attach(self, engine: IgniteEngine) -> None:
+        self._step = TrainingStep.of(engine)
+        super().attach(engine)
+
+    def check(self, engine: IgniteEngine) -> None:
+        super().check(engine)
+        if not any(isinstance(handler, OptimizerStep) for handler in handlers_of(engine)):
+            raise ValueError(
+                f"{self!r} clips between backward and the optimizer's step, so it needs an OptimizerStep on the same "
+                "engine. Attach OptimizerStep(optimizer) and let the step return the loss."
+            )
+
+    def clip(self, engine: Any) -> None:
+        """Clip the gradients of the ``OptimizerStep`` that steps now."""
+        stepping = self._step.stepping
+        assert isinstance(stepping, OptimizerStep)
+        parameters = stepping.parameters
+        if self.max_norm is not None:
+            norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_norm, self.norm_type)
+        else:
+            gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+            norm = torch.nn.utils.get_total_norm(gradients, self.norm_type)
+            torch.nn.utils.clip_grad_value_(parameters, self.max_value or 0.0)
+        engine.state.metrics["gradient_norm"] = norm

@@ -1,0 +1,189 @@
+"""The base of every handler: it says which events it listens to, when, in which phase, and can be attached."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple, TypeVar
+
+from ignite.engine import Engine as IgniteEngine
+
+from camshaft.engine.events import STEP_EVENT_ATTRIBUTES, Events
+from camshaft.engine.phases import Phase, events_in, subscribe
+from camshaft.engine.training_step import TrainingStep
+
+__all__ = ["Handler", "On", "handlers_of"]
+
+AnyHandler = TypeVar("AnyHandler", bound="Handler")
+
+
+class On(NamedTuple):
+    """One subscription of a handler: at ``event``, in ``phase``, its method ``method`` is called with the engine.
+
+    Example:
+        >>> from camshaft.engine import Events, Phase
+        >>> On(Events.EPOCH_COMPLETED, Phase.SAVE, "save").method
+        'save'
+    """
+
+    event: Any
+    phase: Phase
+    method: str
+
+
+class Handler:
+    """One engineering concern that is attached to an engine, Camshaft's or a stock Ignite one.
+
+    A subclass declares ``listens`` (in the class, or in ``__init__`` where an argument chooses the event) and the methods
+    named there. Where handlers can contradict each other, it overrides :meth:`check`; where it has state that a
+    checkpoint should keep, :meth:`state_dict` and :meth:`load_state_dict`.
+
+    Example:
+        >>> from camshaft import Engine, Events
+        >>> from camshaft.engine import Phase
+        >>> class CountBatches(Handler):
+        ...     listens = (On(Events.ITERATION_COMPLETED, Phase.MEASURE, "count"),)
+        ...
+        ...     def __init__(self, start=0):
+        ...         self.batches = start
+        ...
+        ...     def count(self, engine):
+        ...         self.batches += 1
+        >>> counter = CountBatches(start=10)
+        >>> state = Engine(lambda engine, batch: None).attach(counter).run([0, 1, 2])
+        >>> counter.batches, counter
+        (13, CountBatches(start=10))
+    """
+
+    listens: tuple[On, ...] = ()
+    """The subscriptions of this handler."""
+
+    alone: ClassVar[bool] = False
+    """Whether an engine takes at most one handler of this class."""
+
+    _arguments: dict[str, Any]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        handler = super().__new__(cls)
+        try:  # for repr; __init__ says what is wrong with arguments that do not bind
+            handler._arguments = inspect.signature(cls.__init__).bind(handler, *args, **kwargs).arguments
+            handler._arguments.pop("self", None)
+        except TypeError:
+            handler._arguments = {}
+        return handler
+
+    def attach(self, engine: IgniteEngine) -> None:
+        """Subscribe to the events of ``engine``.
+
+        Args:
+            engine: a Camshaft or an Ignite engine.
+
+        Raises:
+            ValueError: it is attached there already.
+        """
+        handlers = handlers_of(engine)
+        if any(handler is self for handler in handlers):
+            raise ValueError(f"{self!r} is attached to this engine already; attach it once.")
+        if any(event in STEP_EVENT_ATTRIBUTES for on in self.listens for event in events_in(on.event)):
+            TrainingStep.of(engine)  # what fires these
+        handlers.append(self)
+        if len(handlers) == 1:
+            subscribe(engine, Events.STARTED, _check_handlers, Phase.CHECK)
+        for on in self.listens:
+            subscribe(engine, on.event, getattr(self, on.method), on.phase)
+
+    def detach(self, engine: IgniteEngine) -> None:
+        """Undo :meth:`attach`.
+
+        Args:
+            engine: the engine it is attached to.
+
+        Raises:
+            ValueError: it is not.
+
+        Example:
+            >>> from camshaft import Engine
+            >>> from camshaft.handlers import TimeLimit
+            >>> engine, limit = Engine(lambda engine, batch: None), TimeLimit(60)
+            >>> engine.attach(limit).handlers
+            [TimeLimit(seconds=60)]
+            >>> limit.detach(engine)
+            >>> engine.handlers
+            []
+        """
+        handlers = handlers_of(engine)
+        if not any(handler is self for handler in handlers):
+            raise ValueError(f"{self!r} is not attached to this engine.")
+        handlers[:] = [handler for handler in handlers if handler is not self]
+        for on in self.listens:
+            for event in events_in(on.event):
+                engine.remove_event_handler(getattr(self, on.method), event)
+        if not handlers:
+            engine.remove_event_handler(_check_handlers, Events.STARTED)
+
+    def check(self, engine: IgniteEngine) -> None:
+        """Refuse, when a run starts, what contradicts this handler; the base class refuses a second one where ``alone``.
+
+        Args:
+            engine: its ``handlers_of(engine)`` are all that is attached.
+
+        Raises:
+            ValueError: a sentence that says what contradicts and what to do.
+        """
+        if self.alone:
+            same = [handler for handler in handlers_of(engine) if type(handler) is type(self)]
+            if len(same) > 1:
+                raise ValueError(
+                    f"{len(same)} {type(self).__name__} handlers are attached to one engine, {same[0]!r} and {same[1]!r}: "
+                    "keep one of them."
+                )
+
+    def produced_at(self, name: str) -> int | None:
+        """The iteration at which this handler last set ``state.metrics[name]``, or None where it never does.
+
+        So that a value which is read each epoch but made every third is not taken for three values.
+        """
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of this handler: tensors, numbers, strings and containers of them."""
+        return {}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take back what :meth:`state_dict` gave."""
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name}={_shorten(value)}" for name, value in self._arguments.items())
+        return f"{type(self).__name__}({shown})"
+
+
+def handlers_of(engine: IgniteEngine) -> list[Handler]:
+    """The Camshaft handlers attached to an engine, in order of attachment; the list itself, not a copy.
+
+    Example:
+        >>> from ignite.engine import Engine
+        >>> from camshaft.handlers import TimeLimit
+        >>> engine = Engine(lambda engine, batch: None)
+        >>> TimeLimit(60).attach(engine)
+        >>> handlers_of(engine)
+        [TimeLimit(seconds=60)]
+    """
+    if not hasattr(engine, "handlers"):  # a stock engine
+        engine.handlers = []
+    handlers: list[Handler] = engine.handlers
+    return handlers
+
+
+def _check_handlers(engine: IgniteEngine) -> None:
+    for handler in tuple(handlers_of(engine)):
+        handler.check(engine)
+
+
+def _shorten(value: Any) -> str:
+    """A representation that fits in a line: modules, optimizers and loaders by their class alone."""
+    if isinstance(value, (tuple, list)):
+        return "(" + ", ".join(map(_shorten, value)) + ")" if value else "()"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_shorten(item)}" for key, item in value.items()) + "}"
+    shown = repr(value)
+    return shown if len(shown) <= 40 and "\n" not in shown and not shown.startswith("<") else type(value).__name__

@@ -1,0 +1,144 @@
+"""Metrics of Ignite and of torchmetrics, by name.
+
+Listens to:
+
+- EPOCH_STARTED, ITERATION_COMPLETED, EPOCH_COMPLETED in MEASURE: starts, updates and computes each metric of
+  torchmetrics, and leaves Ignite's metrics to choose among these by their usage. Values come to ``state.metrics``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from ignite.engine import Engine as IgniteEngine
+from ignite.metrics import Metric as IgniteMetric
+from ignite.metrics.metric import EpochWise, MetricUsage
+
+from camshaft.engine.events import Events
+from camshaft.engine.phases import Phase, subscribing
+from camshaft.handlers.handler import Handler, On
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric as TorchMetric
+    from torchmetrics import MetricCollection
+
+__all__ = ["Metrics"]
+
+
+class Metrics(Handler):
+    """Measures what the step returns, over each epoch, with metrics of Ignite or of torchmetrics.
+
+    Args:
+        metrics: the metrics by the name they get in ``state.metrics``: ``Metrics(accuracy=Accuracy())``, or as a
+            mapping where a name is no identifier. A metric of Ignite takes its own ``output_transform``.
+        usage: when Ignite's metrics start, update and compute, ``"epoch_wise"`` by default.
+        output_transform: for torchmetrics, makes ``(predictions, targets)`` from ``state.output``. By default the
+            output itself if it is a tuple, or the entries ``"y_pred"`` and ``"y"`` of a mapping, as in Ignite.
+
+    Raises:
+        TypeError: a metric of neither library.
+
+    Example:
+        >>> from ignite.metrics import Accuracy
+        >>> from camshaft import Engine
+        >>> evaluator = Engine(lambda engine, batch: batch).attach(Metrics(accuracy=Accuracy()))
+        >>> predictions = torch.tensor([[0.9, 0.1], [0.2, 0.8]])
+        >>> evaluator.run([(predictions, torch.tensor([0, 0]))]).metrics
+        {'accuracy': 0.5}
+    """
+
+    listens = (
+        On(Events.EPOCH_STARTED, Phase.MEASURE, "start"),
+        On(Events.ITERATION_COMPLETED, Phase.MEASURE, "update"),
+        On(Events.EPOCH_COMPLETED, Phase.MEASURE, "compute"),
+    )
+
+    def __init__(
+        self,
+        metrics: Mapping[str, Any] | None = None,
+        /,
+        *,
+        usage: str | MetricUsage | None = None,
+        output_transform: Callable[[Any], Any] | None = None,
+        **named: Any,
+    ) -> None:
+        self.metrics: dict[str, Any] = {**(metrics or {}), **named}
+        for name, metric in self.metrics.items():
+            if not isinstance(metric, IgniteMetric) and not _is_torchmetric(metric):
+                raise TypeError(
+                    f"Metrics takes metrics of ignite.metrics or of torchmetrics, but {name!r} is {metric!r}. "
+                    f"For a plain value use {name}=ignite.metrics.Average(output_transform=...)."
+                )
+        self.usage = usage if usage is not None else EpochWise()
+        self.output_transform = output_transform or _predictions_and_targets
+        self._torchmetrics: dict[str, TorchMetric | MetricCollection] = {
+            name: metric for name, metric in self.metrics.items() if not isinstance(metric, IgniteMetric)
+        }
+        self._last_computed: int | None = None
+        if not self._torchmetrics:
+            self.listens = (On(Events.EPOCH_COMPLETED, Phase.MEASURE, "compute"),)
+
+    def attach(self, engine: IgniteEngine) -> None:
+        super().attach(engine)
+        with subscribing(engine, Phase.MEASURE):
+            for name, metric in self.metrics.items():
+                if isinstance(metric, IgniteMetric):
+                    metric.attach(engine, name, *([] if isinstance(self.usage, EpochWise) else [self.usage]))
+
+    def detach(self, engine: IgniteEngine) -> None:
+        super().detach(engine)
+        for metric in self.metrics.values():
+            if isinstance(metric, IgniteMetric):
+                metric.detach(engine, *([] if isinstance(self.usage, EpochWise) else [self.usage]))
+
+    def start(self, engine: IgniteEngine) -> None:
+        """Begin an epoch."""
+        for metric in self._torchmetrics.values():
+            metric.reset()
+
+    @torch.no_grad()
+    def update(self, engine: IgniteEngine) -> None:
+        """Add the output of one iteration; one that the step skipped by returning None is not measured."""
+        if engine.state.output is None:
+            return
+        output = self.output_transform(engine.state.output)
+        for metric in self._torchmetrics.values():
+            metric.to(_device_in(output))
+            metric.update(*output) if isinstance(output, (tuple, list)) else metric.update(output)
+
+    def compute(self, engine: IgniteEngine) -> None:
+        """Compute the epoch's values."""
+        for name, metric in self._torchmetrics.items():
+            value = metric.compute()
+            engine.state.metrics.update(value if isinstance(value, dict) else {name: value})
+        self._last_computed = engine.state.iteration
+
+    def produced_at(self, name: str) -> int | None:
+        return self._last_computed if name in self.metrics else None
+
+
+def _predictions_and_targets(output: Any) -> Any:
+    if isinstance(output, Mapping):
+        missing = [key for key in ("y_pred", "y") if key not in output]
+        if missing:
+            raise ValueError(
+                f"Metrics looks for 'y_pred' and 'y' in the output of the step, but it has only {sorted(map(str, output))}. "
+                "Return them, or pass output_transform."
+            )
+        return output["y_pred"], output["y"]
+    return output
+
+
+def _device_in(output: Any) -> torch.device:
+    for item in output if isinstance(output, (tuple, list)) else (output,):
+        if isinstance(item, torch.Tensor):
+            return item.device
+    return torch.device("cpu")
+
+
+def _is_torchmetric(metric: Any) -> bool:
+    """Whether it is one, without importing torchmetrics: who has one has imported it."""
+    ancestors = {f"{ancestor.__module__.split('.')[0]}.{ancestor.__name__}" for ancestor in type(metric).__mro__}
+    return bool(ancestors & {"torchmetrics.Metric", "torchmetrics.MetricCollection"})
