@@ -11,6 +11,7 @@ from camshaft.engine.events import (
     StepEvents,
 )
 from camshaft.engine.phases import Phase
+from camshaft.engine.seeding import seed_everything
 
 __all__ = [
     "CallableEventWithFilter",
@@ -22,4 +23,5 @@ __all__ = [
     "RemovableEventHandle",
     "State",
     "StepEvents",
+    "seed_everything",
 ]

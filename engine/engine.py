@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import functools
+import logging
 import math
 import warnings
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Generator, Mapping
+from inspect import GEN_RUNNING, getgeneratorstate
 from time import perf_counter
 from typing import Any
 
 from ignite.engine import Engine as IgniteEngine
-from ignite.engine.utils import _check_signature
+from ignite.engine.utils import _check_signature, _to_hours_mins_secs
 
 from camshaft.engine import overview
 from camshaft.engine.events import (
@@ -35,12 +38,31 @@ ITERATION_STARTED, ITERATION_COMPLETED = Events.ITERATION_STARTED, Events.ITERAT
 DATALOADER_STOP_ITERATION = Events.DATALOADER_STOP_ITERATION
 
 
+class _Request:
+    """One of the flags by which a run is asked to end or to pause; those that are set are in ``engine._requests``.
+
+    So the loop looks at one dict, which is empty nearly always, rather than at three attributes.
+    """
+
+    def __set_name__(self, owner: type[Engine], name: str) -> None:
+        self.name = name
+
+    def __get__(self, engine: Engine | None, owner: type[Engine]) -> Any:
+        return self if engine is None else engine._requests.get(self.name, False)
+
+    def __set__(self, engine: Engine, value: bool | str) -> None:
+        if value:
+            engine._requests[self.name] = value
+        else:
+            engine._requests.pop(self.name, None)
+
+
 class Engine(IgniteEngine):
     """Runs ``process_function(engine, batch)`` over data and fires events; handlers do the rest.
 
     It is an ``ignite.engine.Engine``: every handler, metric and logger of Ignite works on it, and all of Ignite's
-    methods (``on``, ``add_event_handler``, ``run``, ``terminate``, ``interrupt``, ``state_dict``, …) mean what they mean
-    there. What fires when is drawn in :mod:`camshaft.engine.events`.
+    methods (``on``, ``add_event_handler``, ``run``, ``terminate``, ``interrupt``, ``state_dict``, …) mean what they
+    mean there. What fires when is drawn in :mod:`camshaft.engine.events`.
 
     Args:
         process_function: called with the engine and one batch; what it returns is kept in ``state.output``. With an
@@ -60,11 +82,17 @@ class Engine(IgniteEngine):
         4 8
     """
 
+    should_terminate = _Request()
+    should_terminate_single_epoch = _Request()
+    should_interrupt = _Request()
+
     def __init__(self, process_function: Callable[[Any, Any], Any]) -> None:
+        self._requests: dict[str, bool | str] = {}
         super().__init__(process_function)
         self._event_handlers: SubscribersByEvent = SubscribersByEvent(self)  # type: ignore[assignment]
         self._subscribing_phase = Phase.USER
-        self._error_told: BaseException | None = None  # the last one that EXCEPTION_RAISED's handlers were told of
+        self._error_told: BaseException | None = None  # on its way out; EXCEPTION_RAISED's handlers know it already
+        self._progress: tuple[int, int] | None = None  # epochs completed, and the iteration at which the next one began
         self.handlers: list[Any] = []
         """The Camshaft handlers attached, in order of attachment."""
         self.register_events(*StepEvents, event_to_attr=STEP_EVENT_ATTRIBUTES)
@@ -76,7 +104,7 @@ class Engine(IgniteEngine):
         loop = self._internal_run_generator
         if loop is None:
             loop = self._internal_run_generator = self._loop()
-        elif loop.gi_running:
+        elif getgeneratorstate(loop) == GEN_RUNNING:
             raise RuntimeError(
                 "run() was called by a handler or by the step of the same engine while it runs. "
                 "Use another Engine for the inner loop, or call run() again after this one has returned."
@@ -85,7 +113,8 @@ class Engine(IgniteEngine):
             return next(loop)
         except StopIteration as finished:
             self._internal_run_generator = None
-            return finished.value
+            state: State = finished.value
+            return state
         except BaseException:
             self._internal_run_generator = self._error_told = None  # the next run() starts from the state reached
             raise
@@ -93,9 +122,19 @@ class Engine(IgniteEngine):
     def _internal_run_legacy(self) -> State:
         return self._internal_run()  # `interrupt_resume_enabled = False` only forbids interrupt(): one loop serves both
 
-    def _loop(self) -> Generator[State, None, State]:
+    def _loop(self, loaded: bool = False) -> Generator[State, None, State]:
         """Run epochs until the state says that it is done; yields where the run is interrupted."""
         state = self.state
+        if loaded and self._is_done(state):
+            self.logger.warning(
+                "The loaded run is finished (epoch %d, iteration %d): nothing to do. "
+                "Pass a larger max_epochs or max_iters to go on.",
+                state.epoch,
+                state.iteration,
+            )
+            return state
+        if state.iteration == 0:
+            self._progress = None
         self.should_terminate = self.should_terminate_single_epoch = self.should_interrupt = False
         self._init_timers(state)
         self._forget_times()
@@ -114,13 +153,13 @@ class Engine(IgniteEngine):
                     if self._dataloader_iter is None:
                         self._setup_engine()
                     epoch_seconds += yield from self._epoch()
-
-                    self._fire_completed(Events.EPOCH_COMPLETED, epoch_seconds, self.should_terminate_single_epoch)
+                    self._progress = state.epoch, state.iteration
+                    epoch_seconds = self._fire_completed(
+                        Events.EPOCH_COMPLETED, epoch_seconds, self.should_terminate_single_epoch
+                    )
                     self.should_terminate_single_epoch = False  # the epoch is over anyway
                     yield from self._stop_if_asked()
-                    self.logger.info(
-                        "Epoch[%d] Complete. Time taken: %.3f s", state.epoch, state.times[Events.EPOCH_COMPLETED.name]
-                    )
+                    self.logger.info("Epoch[%d] Complete. Time taken: %s", state.epoch, _clock(epoch_seconds))
             except _TerminateRun:
                 self._fire_event(Events.TERMINATE)
             except _TerminateEpoch:
@@ -128,8 +167,8 @@ class Engine(IgniteEngine):
                     "The method terminate_epoch() should not be called on Event.STARTED or Event.EPOCH_STARTED: "
                     "there is no epoch to end yet. Call it from GET_BATCH_STARTED or later."
                 ) from None
-            self._fire_completed(Events.COMPLETED, perf_counter() - begin, self.should_terminate)
-            self.logger.info("Engine run finished. Time taken: %.3f s", state.times[Events.COMPLETED.name])
+            seconds = self._fire_completed(Events.COMPLETED, perf_counter() - begin, self.should_terminate)
+            self.logger.info("Engine run finished. Time taken: %s", _clock(seconds))
         except GeneratorExit:  # an interrupted run was dropped: nothing went wrong
             self._dataloader_iter = None
             raise
@@ -140,7 +179,7 @@ class Engine(IgniteEngine):
         self._dataloader_iter = None
         return self.state
 
-    def _epoch(self) -> Generator[State, None, float]:
+    def _epoch(self) -> Generator[State, None, float]:  # noqa: C901, PLR0912, PLR0915 - the loop, to be seen whole
         """Get batches and call the step until the epoch is full; returns the seconds taken.
 
         This is the hot path: an event without subscribers costs the look at an empty list.
@@ -149,31 +188,36 @@ class Engine(IgniteEngine):
         state = self.state
         get_batch_started, get_batch_completed = self._moment(GET_BATCH_STARTED), self._moment(GET_BATCH_COMPLETED)
         iteration_started, iteration_completed = self._moment(ITERATION_STARTED), self._moment(ITERATION_COMPLETED)
+        requests = self._requests
         position = self._init_iter or 0  # iterations of this epoch that are done
         self._init_iter = None
+        self._progress = state.epoch - 1, state.iteration - position
+        if position and position == state.epoch_length:
+            return 0.0  # resumed between an epoch's last iteration and its end
         restarted = False  # the data ended and began anew since the last batch
         try:
             while True:
                 state.batch = None
+                data = state.dataloader
                 try:
-                    if state.dataloader is not None and self.last_event_name is not DATALOADER_STOP_ITERATION:
+                    if data is not None and self.last_event_name is not DATALOADER_STOP_ITERATION:
                         self.last_event_name = GET_BATCH_STARTED
                         if get_batch_started:
                             get_batch_started.fire(self)
+                        if requests:
                             yield from self._stop_if_asked()
                     state.batch = next(self._dataloader_iter)  # type: ignore[arg-type]
                     state.output = None
-                    if state.dataloader is not None:
-                        self.last_event_name = GET_BATCH_COMPLETED
+                    if data is not None:
                         if get_batch_completed:
                             get_batch_completed.fire(self)
-                        if self.should_terminate or self.should_terminate_single_epoch or self.should_interrupt:
+                        if requests:
                             yield from self._stop_if_asked()
                     restarted = False
                 except StopIteration:
                     if self._data_is_over(position, restarted):
                         break
-                    if state.dataloader is not None:
+                    if data is not None:
                         self._fire_event(DATALOADER_STOP_ITERATION)
                         yield from self._stop_if_asked()
                     self._setup_dataloader_iter()
@@ -185,6 +229,7 @@ class Engine(IgniteEngine):
                 self.last_event_name = ITERATION_STARTED
                 if iteration_started:
                     iteration_started.fire(self)
+                if requests:
                     yield from self._stop_if_asked()
 
                 state.output = self._process_function(self, state.batch)
@@ -192,7 +237,7 @@ class Engine(IgniteEngine):
                 self.last_event_name = ITERATION_COMPLETED
                 if iteration_completed:
                     iteration_completed.fire(self)
-                if self.should_terminate or self.should_terminate_single_epoch or self.should_interrupt:
+                if requests:
                     yield from self._stop_if_asked()
 
                 if position == state.epoch_length:
@@ -241,13 +286,15 @@ class Engine(IgniteEngine):
             self.should_interrupt = False
             yield self.state
 
-    def _fire_completed(self, event: Events, seconds: float, asked_to_stop: bool | str) -> None:
-        """Fire EPOCH_COMPLETED or COMPLETED unless asked to skip it, and note the time with and without handlers."""
+    def _fire_completed(self, event: Events, seconds: float, asked_to_stop: bool | str) -> float:
+        """Fire EPOCH_COMPLETED or COMPLETED unless asked to skip it; note and return the time with its handlers."""
         begin = perf_counter()
         self.state.times[event.name] = seconds
         if asked_to_stop not in ("skip_epoch_completed", "skip_completed"):
             self._fire_event(event)
-            self.state.times[event.name] = seconds + perf_counter() - begin
+            seconds += perf_counter() - begin
+            self.state.times[event.name] = seconds
+        return seconds
 
     def _handled(self, error: BaseException) -> bool:
         """Tell the handlers of EXCEPTION_RAISED of an error, once; True if they took care of it.
@@ -257,7 +304,9 @@ class Engine(IgniteEngine):
         if error is self._error_told:
             return False
         self._error_told = error
-        self.logger.error("Engine run is terminating due to exception: %s", error)
+        self.logger.error(
+            "Engine run is terminating due to exception: %s", str(error)
+        )  # records keep what they are given
         if not self._event_handlers.get(Events.EXCEPTION_RAISED):
             return False
         try:
@@ -265,7 +314,10 @@ class Engine(IgniteEngine):
         except BaseException as raised:
             self._error_told = raised
             raise
-        return isinstance(error, Exception)
+        if isinstance(error, Exception):
+            self._error_told = None
+            return True
+        return False
 
     # ------------------------------------------------------------------------------------------------ events
 
@@ -299,7 +351,9 @@ class Engine(IgniteEngine):
             handler.attach(self)
         return self
 
-    def add_event_handler(self, event_name: Any, handler: Callable[..., Any], *args: Any, **kwargs: Any) -> RemovableEventHandle:
+    def add_event_handler(
+        self, event_name: Any, handler: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> RemovableEventHandle:
         """Call ``handler`` when ``event_name`` fires, as in Ignite.
 
         Args:
@@ -327,7 +381,7 @@ class Engine(IgniteEngine):
             return RemovableEventHandle(event_name, handler, self)
 
         self._assert_allowed_event(event_name)
-        if event_name in STEP_EVENT_ATTRIBUTES:
+        if event_name in STEP_EVENT_ATTRIBUTES and not self._is_of_user(event_name):
             TrainingStep.of(self)  # what fires the moments of a step
         event_args: tuple[Any, ...] = ()
         if event_name == Events.EXCEPTION_RAISED:
@@ -341,11 +395,18 @@ class Engine(IgniteEngine):
             _check_signature(handler, "handler", *event_args, *args, **kwargs)
 
         if isinstance(event_name, CallableEventWithFilter) and event_name.filter is not None:
-            handler = self._filtered(handler, event_name)
+            handler = self._filtered(handler, event_name, event_name.filter)
         self._event_handlers[event_name].add((handler, args, kwargs), self._subscribing_phase, event_name)
+        self.logger.debug("Added handler for event %s", event_name)
         return RemovableEventHandle(event_name, handler, self)
 
-    def _filtered(self, handler: Callable[..., Any], event: CallableEventWithFilter) -> Callable[..., Any]:
+    def _is_of_user(self, event: Any) -> bool:
+        """Whether the user has registered an event of this name, which then is fired by the user."""
+        return any(known == event and not isinstance(known, StepEvents) for known in self._allowed_events)
+
+    def _filtered(
+        self, handler: Callable[..., Any], event: CallableEventWithFilter, event_filter: Callable[..., bool]
+    ) -> Callable[..., Any]:
         """``handler`` behind the filter of ``event``, in the form that Ignite's code expects to find."""
         if event not in State.event_to_attr:
             raise ValueError(
@@ -354,7 +415,6 @@ class Engine(IgniteEngine):
                 "or attach without a filter."
             )
         engine_reference = weakref.ref(self)
-        event_filter = event.filter
 
         @functools.wraps(handler)
         def behind_filter(*args: Any, **kwargs: Any) -> Any:
@@ -408,24 +468,47 @@ class Engine(IgniteEngine):
         self._fire_event(event_name)
 
     def _fire_event(self, event_name: Any, *event_args: Any, **event_kwargs: Any) -> None:
+        self.logger.debug("%s | %s, Firing handlers for event %s", self.state.epoch, self.state.iteration, event_name)
         self.last_event_name = event_name
         subscribers = self._event_handlers.get(event_name)
         if subscribers:
             subscribers.fire(self, event_args, event_kwargs)
 
-    def _moment(self, event: EventEnum) -> Subscribers | _OverriddenFiring:
-        """What the hot path fires ``event`` through: its subscribers, or a subclass's own ``_fire_event``."""
-        if type(self)._fire_event is Engine._fire_event:
-            return self._event_handlers[event]
-        return _OverriddenFiring(event)
+    def _moment(self, event: EventEnum) -> Subscribers | _FiredInFull:
+        """What the hot path fires ``event`` through: its subscribers, or ``_fire_event`` where there is more to it."""
+        overridden = getattr(self._fire_event, "__func__", None) is not Engine._fire_event
+        if overridden or self.logger.isEnabledFor(logging.DEBUG):
+            return _FiredInFull(event)
+        return self._event_handlers[event]
 
     # ------------------------------------------------------------------------------------------------ state
+
+    def state_dict(self) -> OrderedDict[str, Any]:
+        """What :meth:`load_state_dict` of this engine or of a stock Ignite one takes.
+
+        Both derive the epoch from the iteration. Where an epoch was cut short that would be wrong, so there, and only
+        there, two more entries say how many epochs are completed and how many iterations of the next one are done.
+
+        Example:
+            >>> engine = Engine(lambda engine, batch: engine.terminate_epoch())
+            >>> state = engine.run([0, 1, 2], max_epochs=2)
+            >>> dict(engine.state_dict())
+            {'epoch_length': 3, 'iteration': 2, 'max_epochs': 2, 'epochs_completed': 2, 'epoch_position': 0}
+        """
+        state_dict: OrderedDict[str, Any] = super().state_dict()
+        state = self.state
+        if self._progress is not None and state.epoch_length:
+            completed, began = self._progress
+            more, position = divmod(state.iteration - began, state.epoch_length)  # after its last iteration it is done
+            if (completed + more, position) != divmod(state.iteration, state.epoch_length):
+                state_dict.update(epochs_completed=completed + more, epoch_position=position)
+        return state_dict
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over the state that ``state_dict()`` gave; a run that was finished is not started again.
 
         Args:
-            state_dict: with ``"epoch_length"``, ``"iteration"`` or ``"epoch"``, and ``"max_epochs"`` or ``"max_iters"``.
+            state_dict: with ``"epoch_length"``, ``"iteration"`` or ``"epoch"``, ``"max_epochs"`` or ``"max_iters"``.
 
         Raises:
             ValueError: a key is missing or contradicts another.
@@ -438,19 +521,16 @@ class Engine(IgniteEngine):
             8
         """
         super().load_state_dict(state_dict)
-        # Ignite's run() takes a state that is done for a run to be started anew, unless a loop is under way.
-        self._internal_run_generator = self._go_on_unless_done() if self._is_done(self.state) else None
-
-    def _go_on_unless_done(self) -> Generator[State, None, State]:
-        if self._is_done(self.state):
-            self.logger.warning(
-                "The loaded run is finished (epoch %d, iteration %d): nothing to do. "
-                "Pass a larger max_epochs or max_iters to go on.",
-                self.state.epoch,
-                self.state.iteration,
-            )
-            return self.state
-        return (yield from self._loop())
+        completed, position = state_dict.get("epochs_completed"), state_dict.get("epoch_position")
+        if completed is None or position is None:
+            self._progress = self._init_iter = None
+        else:
+            self.state.epoch, self._init_iter = completed, position
+            self._progress = completed, self.state.iteration - position
+        loop = self._internal_run_generator
+        if loop is None or getgeneratorstate(loop) != GEN_RUNNING:  # else a handler loads, and that loop goes on there
+            # Ignite's run() takes a state that is done for a run to be started anew, unless a loop is there.
+            self._internal_run_generator = self._loop(loaded=True) if self._is_done(self.state) else None
 
     # ------------------------------------------------------------------------------------------------ looks
 
@@ -470,8 +550,8 @@ class Engine(IgniteEngine):
         return overview.as_html(self)
 
 
-class _OverriddenFiring:
-    """Fires one event through the ``_fire_event`` that a subclass of Engine has overridden."""
+class _FiredInFull:
+    """Fires one event through ``_fire_event``, because that is overridden, or logs each event."""
 
     __slots__ = ("event",)
 
@@ -480,6 +560,11 @@ class _OverriddenFiring:
 
     def fire(self, engine: Engine) -> None:
         engine._fire_event(self.event)
+
+
+def _clock(seconds: float) -> str:
+    hours, minutes, seconds = _to_hours_mins_secs(seconds)
+    return f"{hours:02d}:{minutes:02d}:{seconds:06.3f}"
 
 
 class _TerminateRun(Exception):

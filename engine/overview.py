@@ -45,7 +45,7 @@ def as_text(engine: Engine) -> str:
     """The table as text, an event's name only on its first line."""
     lines = [Row("event", "phase", "handler", "time"), *_rows(engine)]
     widths = [max(len(row[column]) for row in lines) for column in range(3)]
-    rule = Row(*("-" * width for width in widths), "-" * 7)
+    rule = Row._make("-" * width for width in (*widths, 7))
     body, last_event = [], ""
     for row in (lines[0], rule, *lines[1:]):
         shown = row._replace(event="" if row.event == last_event else row.event)
@@ -59,10 +59,12 @@ def as_html(engine: Engine) -> str:
     """The table for notebooks."""
     header = "".join(f"<th style='text-align:left'>{name}</th>" for name in ("event", "phase", "handler", "time"))
     rows = "".join(
-        "<tr>" + "".join(f"<td style='text-align:left'>{html.escape(cell)}</td>" for cell in row) + "</tr>"
+        "<tr>" + "".join(f"<td style='text-align:left'>{html.escape(cell.strip())}</td>" for cell in row) + "</tr>"
         for row in _rows(engine)
     )
-    return f"<p>{html.escape(_headline(engine))}</p><table><thead><tr>{header}</tr></thead><tbody>{rows}</tbody></table>"
+    return (
+        f"<p>{html.escape(_headline(engine))}</p><table><thead><tr>{header}</tr></thead><tbody>{rows}</tbody></table>"
+    )
 
 
 def _headline(engine: Engine) -> str:

@@ -84,23 +84,21 @@ def subscribing(engine: IgniteEngine, phase: Phase) -> Iterator[None]:
         present = {id(entry) for entries in engine._event_handlers.values() for entry in entries}
         yield
         for entries in engine._event_handlers.values():
-            _place_newcomers(entries, present, phase)
+            _place_newcomers(engine, entries, present, phase)
 
 
-class _Placed(tuple[Any, ...]):
-    """An entry of a stock engine's list of handlers that knows its phase."""
+def _place_newcomers(engine: Any, entries: list[Any], present: set[int], phase: Phase) -> None:
+    """Move the entries that were not ``present`` before the first of ours with a later phase.
 
-    phase: Phase
-
-
-def _place_newcomers(entries: list[Any], present: set[int], phase: Phase) -> None:
-    """Move the entries that were not ``present`` before the first placed one with a later phase."""
-    newcomers = [_Placed(entry) for entry in entries if id(entry) not in present]
+    The phases are kept by function beside the entries, which Ignite makes anew whenever one is removed.
+    """
+    phases: dict[int, tuple[Phase, Any]] = engine.__dict__.setdefault("_phases_by_function", {})
+    newcomers = [entry for entry in entries if id(entry) not in present]
     entries[:] = [entry for entry in entries if id(entry) in present]
     for newcomer in newcomers:
-        newcomer.phase = phase
-        later = (i for i, entry in enumerate(entries) if isinstance(entry, _Placed) and entry.phase > phase)
+        later = (i for i, (function, *_) in enumerate(entries) if phases.get(id(function), (phase,))[0] > phase)
         entries.insert(next(later, len(entries)), newcomer)
+        phases[id(newcomer[0])] = phase, newcomer[0]  # with the function, whose id is its own as long as it lives
 
 
 def events_in(event: Any) -> list[Any]:

@@ -51,6 +51,7 @@ class Subscriber:
         """Call it with the event's and its own arguments, as Ignite does: the keywords of the event are kept."""
         _, args, kwargs = self.entry
         kwargs.update(event_kwargs)
+        self.bare = self.bare and not kwargs
         if not (args and isinstance(args[0], weakref.ref)):
             self.function(*event_args, *args, **kwargs)
             return
@@ -75,13 +76,16 @@ class Subscribers(list[Entry]):
         super().__init__()
         self.event = event
         self.engine = engine
-        self.attribute: str = State.event_to_attr.get(event, "")  # what a filter counts
+        self.attribute = ""  # what a filter counts
         self.filtered = False
         self.prompt: list[Subscriber] = []
         self.late: list[Subscriber] = []
 
-    def fire(self, engine: Engine, event_args: tuple[Any, ...] = (), event_kwargs: dict[str, Any] | None = None) -> None:
+    def fire(
+        self, engine: Engine, event_args: tuple[Any, ...] = (), event_kwargs: dict[str, Any] | None = None
+    ) -> None:
         """Call every subscriber whose filter lets it, in order, and add up the time of each."""
+        engine.last_event_name = self.event
         bare_event = not event_args and not event_kwargs
         count = getattr(engine.state, self.attribute) if self.filtered else 0
         begin = perf_counter()
@@ -111,7 +115,9 @@ class Subscribers(list[Entry]):
             self._place(sorted([*self.prompt, subscriber], key=lambda subscriber: subscriber.phase), self.late)
         else:
             self._place(self.prompt, sorted([*self.late, subscriber], key=lambda subscriber: subscriber.phase))
-        self.filtered = self.filtered or subscriber.every > 0
+        if subscriber.every:
+            self.filtered = True
+            self.attribute = State.event_to_attr[event]
 
     def drop(self, unwanted: Callable[[Callable[..., Any]], bool]) -> int:
         """Remove all whose handler is ``unwanted`` and tell how many they were."""
@@ -137,8 +143,8 @@ class Subscribers(list[Entry]):
             subscriber = known.get(id(entry)) or Subscriber(entry, newcomer_phase, self.engine)
             phase = subscriber.phase
             subscribers.insert(0, subscriber)
-        self.prompt = [subscriber for subscriber in subscribers if subscriber.phase <= Phase.USER]
-        self.late = [subscriber for subscriber in subscribers if subscriber.phase > Phase.USER]
+        self.prompt[:] = [subscriber for subscriber in subscribers if subscriber.phase <= Phase.USER]
+        self.late[:] = [subscriber for subscriber in subscribers if subscriber.phase > Phase.USER]
 
     def __setitem__(self, index: Any, value: Any) -> None:
         replaced = [*self.prompt, *self.late][index] if isinstance(index, int) else None
@@ -173,9 +179,14 @@ class SubscribersByEvent(dict[Any, Subscribers]):
         self.engine = weakref.ref(engine)
 
     def __missing__(self, event: Any) -> Subscribers:
+        engine = self.engine()
+        registered = engine._allowed_events if engine is not None else ()
+        event = next((known for known in registered if known == event), event)  # the same without a filter
         subscribers = Subscribers(event, self.engine)
         super().__setitem__(event, subscribers)
         return subscribers
 
     def __setitem__(self, event: Any, entries: Iterable[Entry]) -> None:
-        self[event][:] = entries
+        subscribers = self[event]
+        subscribers.prompt, subscribers.late = [*subscribers.prompt], [*subscribers.late]  # a firing keeps the old ones
+        subscribers[:] = entries

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from ignite.engine import Engine as IgniteEngine
 
 from camshaft.engine.events import STEP_EVENT_ATTRIBUTES, EventEnum, StepEvents
+from camshaft.engine.nested import rebuilt
 
 if TYPE_CHECKING:
     from camshaft.engine.subscribers import Subscribers
@@ -48,7 +49,6 @@ class TrainingStep:
         called_by_hand: whether ``function`` calls them itself; known after the first call.
         group_size: micro-batches in one optimizer step.
         weight_key: the entry of the returned mapping that weighs a micro-batch in its group.
-        scaler: scales the loss for fp16.
         stepping: the ``OptimizerStep`` that makes its step just now.
     """
 
@@ -60,7 +60,6 @@ class TrainingStep:
         self.called_by_hand = False
         self.group_size = 1
         self.weight_key: str | None = None
-        self.scaler: torch.amp.GradScaler | None = None
         self.stepping: Backward | None = None
         if not engine.has_registered_events(StepEvents.FORWARD_STARTED):
             engine.register_events(*StepEvents, event_to_attr=STEP_EVENT_ATTRIBUTES)
@@ -101,23 +100,29 @@ class TrainingStep:
             self.backwards[0].update(engine, loss, weight)
         return without_graph(output)
 
+    def loss_again(self, engine: Any) -> torch.Tensor:
+        """The loss of the same batch with the weights of now, for optimizers that ask for it several times a step."""
+        with self.forward_context or nullcontext():
+            output = self.function(engine, engine.state.batch)
+        return self._loss_of(output)[0]
+
     def _loss_of(self, output: Any) -> tuple[torch.Tensor, Any]:
         """The loss and the weight in what the step returned; anything but a scalar with a graph is refused."""
         loss, weight = output, None
-        if isinstance(output, Mapping):
+        if not isinstance(output, torch.Tensor) and isinstance(output, Mapping):
             if "loss" not in output:
                 raise ValueError(
                     f"The step returned a mapping with the keys {sorted(map(str, output))} but no 'loss'. "
                     "Return the loss to minimise under the key 'loss'."
                 )
             loss = output["loss"]
-            if self.weight_key is not None:
-                weight = self._weight_of(output)
+        if self.weight_key is not None:
+            weight = self._weight_of(output)
         if not isinstance(loss, torch.Tensor):
             raise TypeError(
-                f"The step returned {_kind(loss)}, but with an OptimizerStep attached it must return the loss: a scalar "
-                "tensor, a mapping with such a 'loss', or None to skip the batch. If it does its own backward() and "
-                "step(), leave OptimizerStep out."
+                f"The step returned {_kind(loss)}, but with an OptimizerStep attached it must return the loss: a "
+                "scalar tensor, a mapping with such a 'loss', or None to skip the batch. If it does its own backward() "
+                "and step(), leave OptimizerStep out."
             )
         if loss.numel() != 1:
             raise ValueError(
@@ -130,23 +135,24 @@ class TrainingStep:
             )
         if len(self.backwards) > 1:
             raise ValueError(
-                f"{len(self.backwards)} OptimizerStep handlers are attached, but the step returned a loss and called none "
-                "of them: which is meant? Call each in the step, as in `discriminator_step(loss)`, and return no graph, "
-                "or give all optimizers to one: OptimizerStep(optimizer_a, optimizer_b)."
+                f"{len(self.backwards)} OptimizerStep handlers are attached, but the step returned a loss and called "
+                "none of them: which is meant? Call each in the step, as in `discriminator_step(loss)`, and return no "
+                "graph, or give all optimizers to one: OptimizerStep(optimizer_a, optimizer_b)."
             )
         return loss, weight
 
-    def _weight_of(self, output: Mapping[str, Any]) -> Any:
-        if self.weight_key not in output:
+    def _weight_of(self, output: Any) -> Any:
+        if not isinstance(output, Mapping) or self.weight_key not in output:
+            returned = f"only {sorted(map(str, output))}" if isinstance(output, Mapping) else _kind(output)
             raise ValueError(
-                f"GradientAccumulation weighs micro-batches by {self.weight_key!r}, but the step returned only "
-                f"{sorted(map(str, output))}. Return the weight, such as the number of tokens, under that key."
+                f"GradientAccumulation weighs micro-batches by {self.weight_key!r}, but the step returned {returned}. "
+                "Return a mapping with the 'loss' and, under that key, its weight, such as the number of tokens."
             )
         return output[self.weight_key]
 
 
 def without_graph(output: Any) -> Any:
-    """``output`` with every tensor in it, also in mappings, lists and tuples, detached from its autograd graph.
+    """``output`` with every tensor in it, also in nested containers, detached from its autograd graph.
 
     Example:
         >>> weight = torch.ones(1, requires_grad=True)
@@ -155,25 +161,12 @@ def without_graph(output: Any) -> Any:
     """
     if isinstance(output, torch.Tensor):
         return output.detach() if output.requires_grad else output
-    if isinstance(output, Mapping):
-        detached = {key: without_graph(value) for key, value in output.items()}
-        return detached if type(output) is dict else _rebuilt(output, detached)
-    if isinstance(output, tuple) and hasattr(output, "_fields"):
-        return type(output)(*map(without_graph, output))
-    if isinstance(output, (list, tuple)):
-        return type(output)(map(without_graph, output))
-    return output
-
-
-def _rebuilt(mapping: Mapping[Any, Any], content: dict[Any, Any]) -> Any:
-    """``content`` as a mapping of the same class where that can be made from a dict, else as the dict."""
-    try:
-        return type(mapping)(content)  # type: ignore[call-arg]
-    except TypeError:
-        return content
+    return rebuilt(output, without_graph)
 
 
 def _kind(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
     if isinstance(value, Sequence) and not isinstance(value, str):
         return f"a {type(value).__name__} of {len(value)}"
     return f"{value!r} of type {type(value).__name__}"

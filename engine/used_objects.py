@@ -1,4 +1,4 @@
-"""What a step function uses: the modules and optimizers that its code reaches, so that nobody has to name them twice."""
+"""What a step function uses: the modules and optimizers its code reaches, so that nobody has to name them twice."""
 
 from __future__ import annotations
 
@@ -81,31 +81,44 @@ def _reached_from(name: str, thing: Any) -> Iterator[tuple[str, Any]]:
         yield name, thing.function
     elif isinstance(thing, functools.partial):
         yield name, thing.func
-        yield from ((f"{name}.{i}".lstrip("."), argument) for i, argument in enumerate(thing.args))
+        yield from _items(name, thing.args)
         yield from thing.keywords.items()
     elif isinstance(thing, types.MethodType):
         yield name, thing.__func__
         yield "", thing.__self__
     elif isinstance(thing, types.FunctionType):
         if not _is_library(thing):
-            yield from _names_in_code(thing.__code__, thing.__globals__)
-            for variable, cell in zip(thing.__code__.co_freevars, thing.__closure__ or (), strict=True):
-                yield from _content(variable, cell)
-            yield from ((f"default {i}", value) for i, value in enumerate(thing.__defaults__ or ()))
-    elif isinstance(thing, (Mapping, list, tuple, set, frozenset)) and len(thing) > _LARGEST_CONTAINER:
-        return
-    elif isinstance(thing, Mapping):
-        yield from ((f"{name}.{key}".lstrip("."), value) for key, value in thing.items())
-    elif isinstance(thing, (list, tuple, set, frozenset)):
-        yield from ((f"{name}.{i}".lstrip("."), value) for i, value in enumerate(thing))
-    elif not isinstance(thing, (type, types.ModuleType, IgniteEngine)) and hasattr(thing, "__dict__") and not _is_library(thing):
+            yield from _reached_from_function(thing)
+    elif isinstance(thing, (Mapping, list, tuple, set, frozenset)):
+        yield from _items(name, thing)
+    elif not isinstance(thing, (type, types.ModuleType, IgniteEngine)) and not _is_library(thing):
         if callable(thing) and isinstance(type(thing).__call__, types.FunctionType):
             yield name, type(thing).__call__
-        yield from ((f"{name}.{key}".lstrip("."), value) for key, value in vars(thing).items())
+        yield from _items(name, getattr(thing, "__dict__", {}))
+
+
+def _items(name: str, container: Any) -> Iterator[tuple[str, Any]]:
+    if len(container) <= _LARGEST_CONTAINER:
+        items = container.items() if isinstance(container, Mapping) else enumerate(container)
+        yield from ((f"{name}.{key}".lstrip("."), item) for key, item in items)
+
+
+def _reached_from_function(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
+    yield from _names_in_code(function.__code__, function.__globals__)
+    for variable, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        yield from _content(variable, cell)
+    yield from _items("default", function.__defaults__ or ())
+    yield from (function.__kwdefaults__ or {}).items()
 
 
 def _names_in_code(code: types.CodeType, variables: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    yield from ((name, variables[name]) for name in code.co_names if name in variables)
+    """The variables whose names the code uses, also as attributes of Python modules: ``networks.model``."""
+    for name in code.co_names:
+        if name in variables:
+            yield name, variables[name]
+            if isinstance(variables[name], types.ModuleType) and not _is_library(variables[name]):
+                attributes = vars(variables[name])
+                yield from ((f"{name}.{other}", attributes[other]) for other in code.co_names if other in attributes)
     for constant in code.co_consts:  # functions defined within
         if isinstance(constant, types.CodeType):
             yield from _names_in_code(constant, variables)
@@ -120,5 +133,5 @@ def _content(variable: str, cell: types.CellType) -> Iterator[tuple[str, Any]]:
 
 def _is_library(thing: Any) -> bool:
     """Whether its code is of a library that knows nothing of the user's model; Ignite's factories close over it."""
-    module = getattr(thing, "__module__", None) or type(thing).__module__
-    return str(module).split(".")[0] in {"torch", "numpy", "builtins", "logging"}
+    name = thing.__name__ if isinstance(thing, types.ModuleType) else getattr(thing, "__module__", None)
+    return str(name or type(thing).__module__).split(".")[0] in {"torch", "numpy", "builtins", "logging"}

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from camshaft.handlers.lr_scheduler import LRScheduler
     from camshaft.handlers.metrics import Metrics
     from camshaft.handlers.optimizer_step import OptimizerStep
+    from camshaft.handlers.preemption import Preemption
     from camshaft.handlers.progress_bar import ProgressBar
     from camshaft.handlers.tensorboard_logger import TensorBoardLogger
     from camshaft.handlers.terminate_on_nan import TerminateOnNaN
@@ -46,6 +47,7 @@ __all__ = [
     "Metrics",
     "On",
     "OptimizerStep",
+    "Preemption",
     "ProgressBar",
     "TensorBoardLogger",
     "TerminateOnNaN",
@@ -69,6 +71,7 @@ _modules = {
     "Metrics": "metrics",
     "On": "handler",
     "OptimizerStep": "optimizer_step",
+    "Preemption": "preemption",
     "ProgressBar": "progress_bar",
     "TensorBoardLogger": "tensorboard_logger",
     "TerminateOnNaN": "terminate_on_nan",

@@ -7,6 +7,7 @@ Configures the engine's step, and listens to:
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
@@ -17,8 +18,8 @@ from camshaft.engine.events import Events
 from camshaft.engine.phases import Phase
 from camshaft.engine.training_step import TrainingStep
 from camshaft.handlers.device import device_of
-from camshaft.handlers.handler import Handler, On, handlers_of
-from camshaft.handlers.optimizer_step import OptimizerStep
+from camshaft.handlers.handler import Handler, On
+from camshaft.handlers.optimizer_step import optimizer_steps_of, refuse_reevaluation
 
 __all__ = ["AMP"]
 
@@ -35,10 +36,16 @@ class AMP(Handler):
 
     Args:
         precision: ``"bf16"`` or ``"fp16"``.
-        scaler: for ``"fp16"``, a ``torch.amp.GradScaler`` of your own; its state is kept in checkpoints.
+        scaler: for ``"fp16"``, a ``torch.amp.GradScaler`` of your own, of which each further ``OptimizerStep`` of the
+            engine gets a copy: they step at different times, so each adapts its own scale.
+
+    Attributes:
+        scalers: for ``"fp16"``, from the start of the run on, one for each ``OptimizerStep``; checkpoints keep their
+            state.
 
     Raises:
-        ValueError: an unknown precision; when the run starts, ``"fp16"`` with nothing that owns the backward.
+        ValueError: an unknown precision; when the run starts, ``"fp16"`` with nothing that owns the backward, or with
+            an optimizer that evaluates the loss several times a step.
 
     Example:
         >>> from camshaft import Engine
@@ -53,42 +60,55 @@ class AMP(Handler):
 
     def __init__(self, precision: Precision = "bf16", *, scaler: torch.amp.GradScaler | None = None) -> None:
         if precision not in _DTYPES:
-            raise ValueError(f"AMP knows the precisions {' and '.join(map(repr, get_args(Precision)))}, not {precision!r}.")
+            raise ValueError(
+                f"AMP knows the precisions {' and '.join(map(repr, get_args(Precision)))}, not {precision!r}."
+            )
         if scaler is not None and precision != "fp16":
             raise ValueError(f"AMP({precision!r}) scales no gradients; a scaler goes with AMP('fp16').")
         self.precision = precision
-        self.scaler = scaler
-        self._kept: Mapping[str, Any] | None = None  # the scaler's state, loaded before there is a scaler
+        self.scalers = [scaler] if scaler is not None else []
+        self._loaded: list[dict[str, Any]] = []  # the state of scalers that are not made yet
 
     def check(self, engine: IgniteEngine) -> None:
         super().check(engine)
-        owned = any(isinstance(handler, OptimizerStep) for handler in handlers_of(engine))
-        if self.precision == "fp16" and torch.is_grad_enabled() and not owned:
+        if not self._scales():
+            return
+        refuse_reevaluation(self, engine)
+        if not optimizer_steps_of(engine):
             raise ValueError(
                 "AMP('fp16') scales the loss, so it must own the backward: attach OptimizerStep(optimizer) and let the "
-                "step return the loss without its own backward() and step(), or use AMP('bf16'), which needs no scaling."
+                "step return the loss without its own backward() and step(), or use AMP('bf16'), which needs no "
+                "scaling. An evaluator is run under torch.inference_mode(), as Evaluate does."
             )
 
     def prepare(self, engine: IgniteEngine) -> None:
         """Put autocast for the engine's device around its step."""
-        step = TrainingStep.of(engine)
         device_type = device_of(engine).type
-        step.forward_context = torch.autocast(device_type, dtype=_DTYPES[self.precision])
-        if self.precision == "fp16" and torch.is_grad_enabled():
-            if self.scaler is None:
-                self.scaler = torch.amp.GradScaler(device_type)
-                self.scaler.load_state_dict(dict(self._kept or self.scaler.state_dict()))
-            step.scaler = self.scaler
+        TrainingStep.of(engine).forward_context = torch.autocast(device_type, dtype=_DTYPES[self.precision])
+        if self._scales():
+            for index, optimizer_step in enumerate(optimizer_steps_of(engine)):
+                optimizer_step.scaler = self._scaler(index, device_type)
 
     def detach(self, engine: IgniteEngine) -> None:
         super().detach(engine)
-        step = TrainingStep.of(engine)
-        step.forward_context = step.scaler = None
+        TrainingStep.of(engine).forward_context = None
+        for optimizer_step in optimizer_steps_of(engine):
+            optimizer_step.scaler = None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"scaler": self.scaler.state_dict()} if self.scaler is not None else {}
+        return {"scalers": [scaler.state_dict() for scaler in self.scalers]} if self.scalers else {}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        self._kept = state_dict.get("scaler")
-        if self.scaler is not None and self._kept:
-            self.scaler.load_state_dict(dict(self._kept))
+        self._loaded = list(state_dict.get("scalers", ()))
+        for scaler, state in zip(self.scalers, self._loaded, strict=False):
+            scaler.load_state_dict(state)
+
+    def _scales(self) -> bool:
+        return self.precision == "fp16" and torch.is_grad_enabled()
+
+    def _scaler(self, index: int, device_type: str) -> torch.amp.GradScaler:
+        if index == len(self.scalers):
+            self.scalers.append(copy.deepcopy(self.scalers[0]) if self.scalers else torch.amp.GradScaler(device_type))
+            if index < len(self._loaded):
+                self.scalers[index].load_state_dict(self._loaded[index])
+        return self.scalers[index]

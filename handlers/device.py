@@ -9,7 +9,6 @@ Listens to:
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from ignite.engine import Engine as IgniteEngine
 from torch import nn
 
 from camshaft.engine.events import Events
+from camshaft.engine.nested import rebuilt
 from camshaft.engine.phases import Phase
 from camshaft.engine.training_step import TrainingStep
 from camshaft.engine.used_objects import modules_used_by
@@ -32,10 +32,10 @@ class Device(Handler):
         device: a ``torch.device``, its name, or ``"auto"``: the accelerator of this process where there is one (the
             one of its local rank when distributed), else the CPU.
         modules: what to move when the run starts. Left out, the modules that the step uses are found in its code.
-        non_blocking: let copies from pinned memory overlap with computing; ``pin_memory=True`` on the loader makes it so.
+        non_blocking: let copies from pinned memory overlap with computing; the loader pins with ``pin_memory=True``.
 
-    Batches may be nested: tensors in mappings, lists, tuples, named tuples and dataclass-like objects with a ``to``
-    method are moved, anything else stays as it is.
+    Batches may be nested: tensors in mappings, lists, tuples, named tuples and dataclasses are moved, and objects that
+    have a method ``to``; anything else stays as it is.
 
     Raises:
         ValueError: the device is unknown, or not there.
@@ -74,8 +74,9 @@ class Device(Handler):
             for parameter in getattr(backward, "parameters", ()):
                 if parameter.device != self.device:
                     raise ValueError(
-                        f"{self!r} computes on {self.device}, but an optimizer holds a parameter on {parameter.device}, "
-                        "whose module was not found in the step. Name the module: Device(device, model)."
+                        f"{self!r} computes on {self.device}, but an optimizer holds a parameter on "
+                        f"{parameter.device}, whose module was not found in the step. Name the module: "
+                        f"Device({str(self.device)!r}, model)."
                     )
 
 
@@ -105,18 +106,9 @@ def moved(batch: Any, device: torch.device, non_blocking: bool = True) -> Any:
     """
     if isinstance(batch, torch.Tensor):
         return batch.to(device, non_blocking=non_blocking)
-    if isinstance(batch, (str, bytes)):
-        return batch
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(moved(item, device, non_blocking) for item in batch))
-    if isinstance(batch, (list, tuple)):
-        return type(batch)(moved(item, device, non_blocking) for item in batch)
-    if callable(getattr(batch, "to", None)):  # PackedSequence, Hugging Face's and PyG's batches
+    if callable(getattr(batch, "to", None)):  # PackedSequence, Hugging Face's and PyG's batches, tensordicts
         return batch.to(device)
-    if isinstance(batch, Mapping):
-        content = {key: moved(value, device, non_blocking) for key, value in batch.items()}
-        return content if type(batch) is dict else type(batch)(content)  # type: ignore[call-arg]
-    return batch
+    return rebuilt(batch, lambda item: moved(item, device, non_blocking))
 
 
 def _resolved(device: str | torch.device) -> torch.device:
@@ -128,16 +120,20 @@ def _resolved(device: str | torch.device) -> torch.device:
         return torch.device(kind.type, _local_rank() % torch.accelerator.device_count())
     try:
         resolved = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise ValueError(f"Device() does not know the device {device!r}: {error}") from None
-    if resolved.type == "cuda":
-        if not torch.cuda.is_available():
-            raise ValueError(f"Device({str(device)!r}) needs a CUDA device, but torch finds none. Use 'auto' or 'cpu'.")
-        if resolved.index is None:
-            resolved = torch.device("cuda", _local_rank() % torch.cuda.device_count())
-        elif resolved.index >= torch.cuda.device_count():
-            raise ValueError(f"Device({str(device)!r}): there are only {torch.cuda.device_count()} CUDA devices.")
-    return resolved
+    if resolved.type == "cpu":
+        return torch.device("cpu")
+    if resolved.type not in ("cuda", "mps", "xpu"):
+        return resolved
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if accelerator is None or accelerator.type != resolved.type:
+        raise ValueError(f"Device({str(device)!r}) is not there: torch finds no such device. Use 'auto' or 'cpu'.")
+    count = torch.accelerator.device_count()
+    index: int | None = resolved.index
+    if index is not None and index >= count:
+        raise ValueError(f"Device({str(device)!r}) is not there: torch finds only {count} such device(s).")
+    return torch.device(resolved.type, _local_rank() % count if index is None else index)
 
 
 def _local_rank() -> int:

@@ -29,14 +29,14 @@ __all__ = ["Evaluate"]
 class Evaluate(Handler):
     """Runs ``evaluator`` over ``data`` and copies its metrics to the trainer's ``state.metrics`` under a prefix.
 
-    Meanwhile gradients are off (``torch.inference_mode``) and every module is in evaluation mode; afterwards each module
-    and each of its parts is in the mode that it was in.
+    Meanwhile gradients are off (``torch.inference_mode``) and every module is in evaluation mode; afterwards each
+    module and each of its parts is in the mode that it was in.
 
     Args:
         evaluator: an engine whose step predicts; attach ``Metrics``, ``Device`` and ``AMP`` to it as to any other.
         data: what it runs over.
-        at: when: each epoch by default; ``Events.EPOCH_COMPLETED(every=5)`` or ``Events.ITERATION_COMPLETED(every=1000)``
-            for other rhythms, ``Events.COMPLETED`` for a test at the end.
+        at: when: each epoch by default; ``Events.EPOCH_COMPLETED(every=5)`` or
+            ``Events.ITERATION_COMPLETED(every=1000)`` for other rhythms, ``Events.COMPLETED`` for a test at the end.
         prefix: before the names of its metrics, ``"val_"`` by default.
         modules: which modules are put into evaluation mode. Left out, those that the evaluator's step uses are found in
             its code.
@@ -105,6 +105,8 @@ class Evaluate(Handler):
         self._last_run = engine.state.iteration
 
     def produced_at(self, name: str) -> int | None:
+        if self._last_run is None:  # it has yet to find out which metrics the evaluator has
+            return 0 if name.startswith(self.prefix) else None
         return self._last_run if name in self._produced else None
 
     def _modules(self) -> tuple[nn.Module, ...]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from ignite.engine import Engine as IgniteEngine
 
 from camshaft.engine.training_step import TrainingStep
-from camshaft.handlers.handler import Handler, handlers_of
-from camshaft.handlers.optimizer_step import OptimizerStep
+from camshaft.handlers.handler import Handler
+from camshaft.handlers.optimizer_step import optimizer_steps_of, refuse_reevaluation
 
 __all__ = ["GradientAccumulation"]
 
@@ -29,7 +29,7 @@ class GradientAccumulation(Handler):
 
     Raises:
         ValueError: ``micro_batches`` is not a positive integer; when the run starts, if no ``OptimizerStep`` is
-            attached.
+            attached, or one that evaluates the loss several times a step.
 
     Example:
         >>> import torch
@@ -47,7 +47,7 @@ class GradientAccumulation(Handler):
 
     def __init__(self, micro_batches: int, *, weight: str | None = None) -> None:
         if isinstance(micro_batches, bool) or not isinstance(micro_batches, int) or micro_batches < 1:
-            raise ValueError(f"GradientAccumulation needs a positive number of micro-batches, but got {micro_batches!r}.")
+            raise ValueError(f"GradientAccumulation needs at least one micro-batch, but got {micro_batches!r}.")
         self.micro_batches = micro_batches
         self.weight = weight
 
@@ -63,7 +63,8 @@ class GradientAccumulation(Handler):
 
     def check(self, engine: IgniteEngine) -> None:
         super().check(engine)
-        if not any(isinstance(handler, OptimizerStep) for handler in handlers_of(engine)):
+        refuse_reevaluation(self, engine)
+        if not optimizer_steps_of(engine):
             raise ValueError(
                 f"{self!r} decides when the optimizer steps, so it needs an OptimizerStep on the same engine. Attach "
                 "OptimizerStep(optimizer) and let the step return the loss without its own backward() and step()."

@@ -15,8 +15,8 @@ from ignite.engine import Engine as IgniteEngine
 from camshaft.engine.events import StepEvents
 from camshaft.engine.phases import Phase
 from camshaft.engine.training_step import TrainingStep
-from camshaft.handlers.handler import Handler, On, handlers_of
-from camshaft.handlers.optimizer_step import OptimizerStep
+from camshaft.handlers.handler import Handler, On
+from camshaft.handlers.optimizer_step import OptimizerStep, optimizer_steps_of, refuse_reevaluation
 
 __all__ = ["GradientClipping"]
 
@@ -33,7 +33,7 @@ class GradientClipping(Handler):
 
     Raises:
         ValueError: neither or both limits are given, or one is not positive; when the run starts, if no
-            ``OptimizerStep`` is attached.
+            ``OptimizerStep`` is attached, or one that evaluates the loss several times a step.
 
     Example:
         >>> from camshaft import Engine
@@ -64,13 +64,10 @@ class GradientClipping(Handler):
         self.max_value = max_value
         self.norm_type = float(norm_type)
 
-    def attach(self, engine: IgniteEngine) -> None:
-        self._step = TrainingStep.of(engine)
-        super().attach(engine)
-
     def check(self, engine: IgniteEngine) -> None:
         super().check(engine)
-        if not any(isinstance(handler, OptimizerStep) for handler in handlers_of(engine)):
+        refuse_reevaluation(self, engine)
+        if not optimizer_steps_of(engine):
             raise ValueError(
                 f"{self!r} clips between backward and the optimizer's step, so it needs an OptimizerStep on the same "
                 "engine. Attach OptimizerStep(optimizer) and let the step return the loss."
@@ -78,7 +75,7 @@ class GradientClipping(Handler):
 
     def clip(self, engine: Any) -> None:
         """Clip the gradients of the ``OptimizerStep`` that steps now."""
-        stepping = self._step.stepping
+        stepping = TrainingStep.of(engine).stepping
         assert isinstance(stepping, OptimizerStep)
         parameters = stepping.parameters
         if self.max_norm is not None:

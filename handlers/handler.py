@@ -34,8 +34,8 @@ class On(NamedTuple):
 class Handler:
     """One engineering concern that is attached to an engine, Camshaft's or a stock Ignite one.
 
-    A subclass declares ``listens`` (in the class, or in ``__init__`` where an argument chooses the event) and the methods
-    named there. Where handlers can contradict each other, it overrides :meth:`check`; where it has state that a
+    A subclass declares ``listens`` (in the class, or in ``__init__`` where an argument chooses the event) and the
+    methods named there. Where handlers can contradict each other, it overrides :meth:`check`; where it has state that a
     checkpoint should keep, :meth:`state_dict` and :meth:`load_state_dict`.
 
     Example:
@@ -91,6 +91,8 @@ class Handler:
             subscribe(engine, Events.STARTED, _check_handlers, Phase.CHECK)
         for on in self.listens:
             subscribe(engine, on.event, getattr(self, on.method), on.phase)
+            if on.event == Events.EXCEPTION_RAISED and not engine.has_event_handler(raise_again, on.event):
+                subscribe(engine, on.event, raise_again, Phase.SAVE)
 
     def detach(self, engine: IgniteEngine) -> None:
         """Undo :meth:`attach`.
@@ -122,7 +124,7 @@ class Handler:
             engine.remove_event_handler(_check_handlers, Events.STARTED)
 
     def check(self, engine: IgniteEngine) -> None:
-        """Refuse, when a run starts, what contradicts this handler; the base class refuses a second one where ``alone``.
+        """Refuse, when a run starts, what contradicts this handler; here, a second one where it must be ``alone``.
 
         Args:
             engine: its ``handlers_of(engine)`` are all that is attached.
@@ -134,12 +136,12 @@ class Handler:
             same = [handler for handler in handlers_of(engine) if type(handler) is type(self)]
             if len(same) > 1:
                 raise ValueError(
-                    f"{len(same)} {type(self).__name__} handlers are attached to one engine, {same[0]!r} and {same[1]!r}: "
-                    "keep one of them."
+                    f"{len(same)} {type(self).__name__} handlers are attached to one engine, {same[0]!r} and "
+                    f"{same[1]!r}: keep one of them."
                 )
 
     def produced_at(self, name: str) -> int | None:
-        """The iteration at which this handler last set ``state.metrics[name]``, or None where it never does.
+        """The iteration at which this handler last set ``state.metrics[name]``: 0 if not yet, None if it never does.
 
         So that a value which is read each epoch but made every third is not taken for three values.
         """
@@ -168,10 +170,20 @@ def handlers_of(engine: IgniteEngine) -> list[Handler]:
         >>> handlers_of(engine)
         [TimeLimit(seconds=60)]
     """
-    if not hasattr(engine, "handlers"):  # a stock engine
-        engine.handlers = []
-    handlers: list[Handler] = engine.handlers
+    handlers: list[Handler] = vars(engine).setdefault("handlers", [])  # a stock engine has none
     return handlers
+
+
+def raise_again(engine: IgniteEngine, error: BaseException) -> None:
+    """Raise an error that handlers of ours have seen, the last of all, unless a function of the user took care of it.
+
+    To Ignite, whoever listens to EXCEPTION_RAISED and returns has taken care; our handlers only tidy up.
+    """
+    listeners = [entry[0] for entry in engine._event_handlers[Events.EXCEPTION_RAISED]]
+    if all(
+        function is raise_again or isinstance(getattr(function, "__self__", None), Handler) for function in listeners
+    ):
+        raise error
 
 
 def _check_handlers(engine: IgniteEngine) -> None:

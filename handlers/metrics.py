@@ -8,13 +8,14 @@ Listens to:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from ignite.engine import Engine as IgniteEngine
 from ignite.metrics import Metric as IgniteMetric
-from ignite.metrics.metric import EpochWise, MetricUsage
+from ignite.metrics.metric import MetricUsage
 
 from camshaft.engine.events import Events
 from camshaft.engine.phases import Phase, subscribing
@@ -32,8 +33,10 @@ class Metrics(Handler):
 
     Args:
         metrics: the metrics by the name they get in ``state.metrics``: ``Metrics(accuracy=Accuracy())``, or as a
-            mapping where a name is no identifier. A metric of Ignite takes its own ``output_transform``.
-        usage: when Ignite's metrics start, update and compute, ``"epoch_wise"`` by default.
+            mapping where a name is no identifier. A metric of Ignite takes its own ``output_transform``; a
+            ``MetricCollection`` keeps its own names.
+        usage: when Ignite's metrics start, update and compute, such as ``"batch_wise"``. By default each metric's own:
+            ``"epoch_wise"``, for a ``RunningAverage`` ``"running_batch_wise"``.
         output_transform: for torchmetrics, makes ``(predictions, targets)`` from ``state.output``. By default the
             output itself if it is a tuple, or the entries ``"y_pred"`` and ``"y"`` of a mapping, as in Ignite.
 
@@ -49,7 +52,7 @@ class Metrics(Handler):
         {'accuracy': 0.5}
     """
 
-    listens = (
+    listens: tuple[On, ...] = (
         On(Events.EPOCH_STARTED, Phase.MEASURE, "start"),
         On(Events.ITERATION_COMPLETED, Phase.MEASURE, "update"),
         On(Events.EPOCH_COMPLETED, Phase.MEASURE, "compute"),
@@ -71,27 +74,30 @@ class Metrics(Handler):
                     f"Metrics takes metrics of ignite.metrics or of torchmetrics, but {name!r} is {metric!r}. "
                     f"For a plain value use {name}=ignite.metrics.Average(output_transform=...)."
                 )
-        self.usage = usage if usage is not None else EpochWise()
+        self.usage = usage
         self.output_transform = output_transform or _predictions_and_targets
         self._torchmetrics: dict[str, TorchMetric | MetricCollection] = {
             name: metric for name, metric in self.metrics.items() if not isinstance(metric, IgniteMetric)
         }
-        self._last_computed: int | None = None
+        self._device: torch.device | None = None  # of the torchmetrics
+        self._produced_at = dict.fromkeys(self._names(), 0)
         if not self._torchmetrics:
-            self.listens = (On(Events.EPOCH_COMPLETED, Phase.MEASURE, "compute"),)
+            self.listens = ()
 
     def attach(self, engine: IgniteEngine) -> None:
         super().attach(engine)
         with subscribing(engine, Phase.MEASURE):
-            for name, metric in self.metrics.items():
-                if isinstance(metric, IgniteMetric):
-                    metric.attach(engine, name, *([] if isinstance(self.usage, EpochWise) else [self.usage]))
+            for name, metric, usage in self._ignite_metrics():
+                measured: Any = _UnlessSkipped(engine)
+                metric.attach(measured, name, usage)
+                measured.add_event_handler(usage.COMPLETED, self._note, name)
 
     def detach(self, engine: IgniteEngine) -> None:
         super().detach(engine)
-        for metric in self.metrics.values():
-            if isinstance(metric, IgniteMetric):
-                metric.detach(engine, *([] if isinstance(self.usage, EpochWise) else [self.usage]))
+        for _, metric, usage in self._ignite_metrics():
+            metric.detach(engine, usage)
+            if engine.has_event_handler(self._note, usage.COMPLETED):
+                engine.remove_event_handler(self._note, usage.COMPLETED)
 
     def start(self, engine: IgniteEngine) -> None:
         """Begin an epoch."""
@@ -104,19 +110,61 @@ class Metrics(Handler):
         if engine.state.output is None:
             return
         output = self.output_transform(engine.state.output)
+        device = _device_in(output)
         for metric in self._torchmetrics.values():
-            metric.to(_device_in(output))
+            if device != self._device:
+                metric.to(device)
             metric.update(*output) if isinstance(output, (tuple, list)) else metric.update(output)
+        self._device = device
 
     def compute(self, engine: IgniteEngine) -> None:
         """Compute the epoch's values."""
         for name, metric in self._torchmetrics.items():
             value = metric.compute()
-            engine.state.metrics.update(value if isinstance(value, dict) else {name: value})
-        self._last_computed = engine.state.iteration
+            values = value if isinstance(value, dict) else {name: value}
+            engine.state.metrics.update(values)
+            self._produced_at.update(dict.fromkeys(values, engine.state.iteration))
 
     def produced_at(self, name: str) -> int | None:
-        return self._last_computed if name in self.metrics else None
+        return self._produced_at.get(name)
+
+    def _names(self) -> Iterator[str]:
+        """The names in ``state.metrics``: a ``MetricCollection`` brings its own."""
+        for name, metric in self.metrics.items():
+            collection = name in self._torchmetrics and hasattr(metric, "keys")  # Ignite's have any attribute
+            yield from metric.keys() if collection else (name,)
+
+    def _note(self, engine: IgniteEngine, name: str) -> None:
+        self._produced_at[name] = engine.state.iteration
+
+    def _ignite_metrics(self) -> Iterator[tuple[str, IgniteMetric, MetricUsage]]:
+        """The metrics of Ignite by name, each with its usage: the one asked for, else the metric's own default."""
+        for name, metric in self.metrics.items():
+            if isinstance(metric, IgniteMetric):
+                default = inspect.signature(metric.attach).parameters["usage"].default
+                yield name, metric, metric._check_usage(default if self.usage is None else self.usage)
+
+
+class _UnlessSkipped:
+    """Stands for an engine while a metric of Ignite attaches, so that batches without an output are not measured."""
+
+    def __init__(self, engine: IgniteEngine) -> None:
+        self._engine = engine
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def add_event_handler(self, event: Any, *arguments: Any) -> None:
+        if event == Events.ITERATION_COMPLETED:
+            event = Events.ITERATION_COMPLETED(event_filter=_and_output(event.filter))
+        self._engine.add_event_handler(event, *arguments)
+
+
+def _and_output(event_filter: Callable[[Any, int], bool] | None) -> Callable[[Any, int], bool]:
+    def passes(engine: Any, count: int) -> bool:
+        return engine.state.output is not None and (event_filter is None or event_filter(engine, count))
+
+    return passes
 
 
 def _predictions_and_targets(output: Any) -> Any:
@@ -124,8 +172,8 @@ def _predictions_and_targets(output: Any) -> Any:
         missing = [key for key in ("y_pred", "y") if key not in output]
         if missing:
             raise ValueError(
-                f"Metrics looks for 'y_pred' and 'y' in the output of the step, but it has only {sorted(map(str, output))}. "
-                "Return them, or pass output_transform."
+                "Metrics looks for 'y_pred' and 'y' in the output of the step, but it has only "
+                f"{sorted(map(str, output))}. Return them, or pass output_transform."
             )
         return output["y_pred"], output["y"]
     return output

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 from ignite.engine import Engine as IgniteEngine
 
+from camshaft.engine.events import Events
 from camshaft.handlers.handler import handlers_of
 
-__all__ = ["Mode", "Monitor", "values_of"]
+__all__ = ["Mode", "Monitor", "metrics_of", "outputs_of", "values_of"]
 
 Mode = Literal["min", "max", "auto"]
 
-# The words in a metric's name by which more is better; anything else, a loss or an error, should become less.
-_MORE_IS_BETTER = ("acc", "auc", "f1", "precision", "recall", "map", "iou", "dice", "bleu", "psnr", "ssim", "score", "r2")
+# What is called by the first should become more, unless by the second, too; anything else should become less.
+_MORE_IS_BETTER = re.compile(
+    r"acc(?!um)|auc|auroc|f1|precision|recall|map(?!e)|iou|dice|bleu|rouge|psnr|ssim|score|r2|reward"
+)
+_LESS_IS_BETTER = re.compile(r"loss|error|distance|divergence|perplexity")
 
 
 class Monitor:
@@ -28,6 +33,9 @@ class Monitor:
         mode: whether the best is the ``"min"`` or the ``"max"``; ``"auto"`` takes the maximum of what is called an
             accuracy or the like, else the minimum.
         min_delta: an improvement must be larger than this, an absolute difference.
+
+    Attributes:
+        best: the best value so far; infinite before the first.
 
     Raises:
         ValueError: an unknown mode or a negative ``min_delta``.
@@ -44,33 +52,53 @@ class Monitor:
         if not min_delta >= 0:
             raise ValueError(f"min_delta must not be negative, but is {min_delta!r}.")
         if mode == "auto":
-            mode = "max" if any(word in name.lower() for word in _MORE_IS_BETTER) else "min"
+            more = _MORE_IS_BETTER.search(name.lower()) and not _LESS_IS_BETTER.search(name.lower())
+            mode = "max" if more else "min"
         self.name = name
         self.mode = mode
         self.min_delta = min_delta
-        self.best = -math.inf if mode == "max" else math.inf
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what was read: a new run begins."""
+        self.best = -math.inf if self.mode == "max" else math.inf
         self._last_read: int | None = None
+        self._missing_since: int | None = None  # the epoch in which a value was first asked for and not there
 
     def read(self, engine: IgniteEngine) -> float | None:
-        """The value, or None if it has not been made anew since it was last read here.
+        """The value, or None if it has not been made anew since it was last read here, or cannot have been made yet.
 
         Raises:
-            ValueError: nothing of that name exists; the error names what there is.
+            ValueError: an epoch has ended and nothing of that name exists; the error names what there is.
         """
         values = values_of(engine)
-        if self.name not in values:
-            known = ", ".join(map(repr, sorted(values))) or "nothing yet"
-            raise ValueError(
-                f"{self.name!r} is monitored, but nothing produces it after iteration {engine.state.iteration} "
-                f"(epoch {engine.state.epoch}). There is: {known}. Attach what makes it, such as Metrics or Evaluate, "
-                "or monitor one of these."
-            )
         produced_at = [at for handler in handlers_of(engine) if (at := handler.produced_at(self.name)) is not None]
+        if self.name not in values:
+            if not produced_at and self._is_overdue(engine):
+                raise ValueError(self._complaint(engine, values))
+            return None
         if produced_at:
-            if max(produced_at) == self._last_read:
+            latest = max(produced_at)
+            if latest in (0, self._last_read) or latest > engine.state.iteration:  # the last: it is of an earlier run
                 return None
-            self._last_read = max(produced_at)
-        return float(values[self.name])
+            self._last_read = latest
+        value = values[self.name]
+        return float(value.item() if isinstance(value, torch.Tensor) else value)  # float() warns of one with a graph
+
+    def _is_overdue(self, engine: IgniteEngine) -> bool:
+        """Whether an epoch has ended since the value was first asked for: most are made at the end of one."""
+        epoch = engine.state.epoch
+        if self._missing_since is None:
+            self._missing_since = epoch
+        return epoch > self._missing_since or engine.last_event_name in (Events.EPOCH_COMPLETED, Events.COMPLETED)
+
+    def _complaint(self, engine: IgniteEngine, values: Mapping[str, Any]) -> str:
+        known = ", ".join(map(repr, sorted(values))) or "nothing yet"
+        return (
+            f"{self.name!r} is monitored, but nothing has produced it after iteration {engine.state.iteration} "
+            f"(epoch {engine.state.epoch}). There is: {known}. Attach what makes it, such as Metrics or Evaluate, "
+            "monitor one of these, or, if it comes more seldom, monitor it at the same event as it is made."
+        )
 
     def improves(self, value: float) -> bool:
         """Whether ``value`` is better than the best so far, which it then becomes; NaN never is."""
@@ -101,12 +129,27 @@ def values_of(engine: IgniteEngine) -> dict[str, Any]:
         >>> values_of(engine)
         {'loss': tensor(0.5000)}
     """
-    output = engine.state.output
-    outputs = output if isinstance(output, Mapping) else {"loss": output}
-    return {str(name): value for name, value in {**outputs, **engine.state.metrics}.items() if _is_number(value)}
+    return {**outputs_of(engine), **metrics_of(engine)}
+
+
+def outputs_of(engine: IgniteEngine) -> dict[str, Any]:
+    """The scalars that the step returned last, by name; a scalar on its own is the loss."""
+    output: Any = engine.state.output
+    return _numbers_in(output if isinstance(output, Mapping) else {"loss": output})
+
+
+def metrics_of(engine: IgniteEngine) -> dict[str, Any]:
+    """The numbers in ``state.metrics``, by name."""
+    return _numbers_in(engine.state.metrics)
+
+
+def _numbers_in(values: Mapping[Any, Any]) -> dict[str, Any]:
+    return {str(name): value for name, value in values.items() if _is_number(value)}
 
 
 def _is_number(value: Any) -> bool:
     if isinstance(value, torch.Tensor):
         return value.numel() == 1
-    return isinstance(value, (int, float)) and not isinstance(value, bool) or hasattr(value, "dtype") and getattr(value, "ndim", 1) == 0
+    if isinstance(value, (int, float)):
+        return not isinstance(value, bool)
+    return hasattr(value, "dtype") and getattr(value, "ndim", 1) == 0  # one of NumPy's

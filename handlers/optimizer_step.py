@@ -2,13 +2,15 @@
 
 Puts itself behind the engine's step, which then returns the loss, and listens to:
 
+- STARTED in PREPARE: drops gradients that an earlier run left.
 - EPOCH_COMPLETED, COMPLETED in PREPARE: a group of micro-batches that the data left incomplete makes its step.
 """
 
 from __future__ import annotations
 
+import inspect
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -19,7 +21,7 @@ from camshaft.engine.phases import Phase
 from camshaft.engine.training_step import TrainingStep
 from camshaft.handlers.handler import Handler, On, handlers_of
 
-__all__ = ["OptimizerStep"]
+__all__ = ["OptimizerStep", "optimizer_steps_of", "refuse_reevaluation"]
 
 
 class OptimizerStep(Handler):
@@ -29,30 +31,41 @@ class OptimizerStep(Handler):
     None to skip a batch. ``GradientAccumulation``, ``GradientClipping`` and ``AMP`` change how it is done.
 
     A step with several optimizers and losses (GANs, reinforcement learning) is given one ``OptimizerStep`` for each and
-    calls them itself; all that is attached then serves each of them.
+    calls them itself; all that is attached then serves each of them. The backward of each reaches only its own
+    parameters.
+
+    An optimizer whose ``step()`` evaluates the loss several times (LBFGS) is given the returned loss first and then
+    calls the step anew for the same batch; the moments of a step and ``state.output`` are of the first evaluation.
 
     Args:
         optimizers: the optimizers that make a step for one loss.
 
     Attributes:
-        steps: how many steps it has made; ``state.optimizer_step`` is that of the one that stepped last.
+        steps: how many steps it has made, without those that ``AMP("fp16")`` skipped because a gradient overflowed;
+            ``state.optimizer_step`` is that of the one that stepped last.
+        scaler: scales the loss for fp16; set by ``AMP``.
+        reevaluates: whether its optimizer evaluates the loss several times a step.
 
     Raises:
         TypeError: no optimizer, or something else.
-        ValueError: when the run starts, if two of an engine share parameters.
+        ValueError: LBFGS or the like beside another optimizer; it is attached to another engine; when the run starts,
+            if two of an engine share parameters.
 
     Example:
         >>> from camshaft import Engine
         >>> model = torch.nn.Linear(2, 1)
         >>> engine = Engine(lambda engine, batch: model(batch).square().mean())
         >>> engine.attach(OptimizerStep(torch.optim.SGD(model.parameters(), lr=0.1)))
-        <Engine of <lambda>, 3 subscribers>
+        <Engine of <lambda>, 4 subscribers>
         >>> state = engine.run([torch.ones(4, 2)] * 5)
         >>> state.optimizer_step, state.output.requires_grad
         (5, False)
     """
 
-    listens = (On(Events.EPOCH_COMPLETED | Events.COMPLETED, Phase.PREPARE, "finish_group"),)
+    listens = (
+        On(Events.STARTED, Phase.PREPARE, "begin"),
+        On(Events.EPOCH_COMPLETED | Events.COMPLETED, Phase.PREPARE, "finish_group"),
+    )
 
     def __init__(self, *optimizers: torch.optim.Optimizer) -> None:
         for optimizer in optimizers:
@@ -61,7 +74,14 @@ class OptimizerStep(Handler):
         if not optimizers:
             raise TypeError("OptimizerStep needs an optimizer: OptimizerStep(torch.optim.AdamW(model.parameters())).")
         self.optimizers = optimizers
+        self.scaler: torch.amp.GradScaler | None = None
         self.steps = 0
+        self.reevaluates = any(map(_requires_closure, optimizers))
+        if self.reevaluates and len(optimizers) > 1:
+            raise ValueError(
+                f"{self!r}: an optimizer whose step evaluates the loss several times, such as LBFGS, must be the only "
+                "one, because the others would change the weights under it."
+            )
         self._micro_batches = 0  # in the group under way
         self._weight: Any = 0.0  # of the group under way
         self._last_seed: torch.Tensor | None = None
@@ -78,6 +98,9 @@ class OptimizerStep(Handler):
         ]
 
     def attach(self, engine: IgniteEngine) -> None:
+        other = self._engine() if self._engine is not None else None
+        if other is not None and other is not engine:
+            raise ValueError(f"{self!r} is attached to another engine; detach it there, or make a second one.")
         super().attach(engine)
         self._step = TrainingStep.of(engine)
         self._step.backwards.append(self)
@@ -92,19 +115,18 @@ class OptimizerStep(Handler):
     def detach(self, engine: IgniteEngine) -> None:
         super().detach(engine)
         self._step.backwards.remove(self)
-        self._engine = None
+        self._engine = self.scaler = None
 
     def check(self, engine: IgniteEngine) -> None:
         super().check(engine)
         own = {id(parameter) for parameter in self.parameters}
-        for other in handlers_of(engine):
-            if isinstance(other, OptimizerStep) and other is not self:
-                shared = sum(id(parameter) in own for parameter in other.parameters)
-                if shared:
-                    raise ValueError(
-                        f"{self!r} and {other!r} share {shared} parameter(s), which would be stepped twice. Give each "
-                        "parameter to one of them, or all optimizers of one loss to one: OptimizerStep(a, b)."
-                    )
+        for other in optimizer_steps_of(engine):
+            shared = 0 if other is self else sum(id(parameter) in own for parameter in other.parameters)
+            if shared:
+                raise ValueError(
+                    f"{self!r} and {other!r} share {shared} parameter(s), which would be stepped twice. Give each "
+                    "parameter to one of them, or all optimizers of one loss to one: OptimizerStep(a, b)."
+                )
 
     def __call__(self, loss: torch.Tensor, weight: torch.Tensor | float | None = None) -> None:
         """Do the same by hand, from within the step: backward of ``loss`` and, if its group is whole, the step.
@@ -115,28 +137,43 @@ class OptimizerStep(Handler):
 
         Raises:
             RuntimeError: it is not attached to an engine.
+            ValueError: its optimizer evaluates the loss several times, or the weight is missing.
         """
         engine = self._engine() if self._engine is not None else None
         if engine is None:
             raise RuntimeError(f"{self!r} is called in a step but attached to no engine: engine.attach(...) it first.")
+        if self.reevaluates:
+            raise ValueError(
+                f"{self!r} evaluates the loss several times in one step, so it cannot be called by hand with one "
+                "value: let the step return the loss instead."
+            )
+        if weight is None and self._step.weight_key is not None:
+            raise ValueError(f"{self!r} is called without the weight that GradientAccumulation needs: pass weight=…")
         self._step.called_by_hand = True
         with torch.autocast(loss.device.type, enabled=False):  # backward runs outside of the step's autocast
             self.update(engine, loss, weight)
+        torch.clear_autocast_cache()  # which holds the weights as they were; the step may go on to use them
 
     def update(self, engine: Any, loss: torch.Tensor, weight: torch.Tensor | float | None) -> None:
         """Backward of one micro-batch, and the optimizers' step if it completes its group."""
         step = self._step
         if self._backward_started:
             self._backward_started.fire(engine)
-        if step.group_size == 1 and step.scaler is None:
-            loss.backward()
-        else:
-            loss.backward(self._seed(loss, weight))
+        seed = None if step.group_size == 1 and self.scaler is None else self._seed(loss, weight)
+        if len(step.backwards) == 1:
+            loss.backward(seed)
+        else:  # a generator's loss must leave no gradients in the discriminator
+            loss.backward(seed, inputs=[parameter for parameter in self.parameters if parameter.requires_grad])
         if self._backward_completed:
             self._backward_completed.fire(engine)
         self._micro_batches += 1
         if self._micro_batches == step.group_size:
-            self._make_step(engine)
+            self._make_step(engine, self._closure(engine, loss) if self.reevaluates else None)
+
+    def begin(self, engine: IgniteEngine) -> None:
+        """Start with no gradients: what an earlier run left, when an error stopped it within a group, is dropped."""
+        self._micro_batches, self._weight = 0, 0.0
+        self._zero_grad()
 
     def finish_group(self, engine: IgniteEngine) -> None:
         """Make the step of a group that is incomplete when the epoch ends, normalised by what it holds."""
@@ -150,18 +187,16 @@ class OptimizerStep(Handler):
         if seed is None or (seed.dtype, seed.device, seed.shape) != (loss.dtype, loss.device, loss.shape):
             seed = self._last_seed = torch.full_like(loss, 1.0, requires_grad=False)
             seed /= step.group_size if step.weight_key is None else 1
-        if step.weight_key is not None:
-            weight = 1.0 if weight is None else weight
+        if weight is not None:
             self._weight = self._weight + weight
             seed = seed * weight
-        return seed if step.scaler is None else step.scaler.scale(seed).to(loss.dtype)
+        return seed if self.scaler is None else self.scaler.scale(seed).to(loss.dtype)
 
-    def _make_step(self, engine: Any) -> None:
+    def _make_step(self, engine: Any, closure: Callable[[], torch.Tensor] | None = None) -> None:
         step = self._step
-        scaler = step.scaler
-        if scaler is not None:
+        if self.scaler is not None:
             for optimizer in self.optimizers:
-                scaler.unscale_(optimizer)
+                self.scaler.unscale_(optimizer)
         self._normalise(step)
         self._micro_batches = 0
         self.steps += 1
@@ -169,16 +204,43 @@ class OptimizerStep(Handler):
         step.stepping = self
         if self._step_started:
             self._step_started.fire(engine)
-        for optimizer in self.optimizers:
-            if scaler is None:
-                optimizer.step()
-            else:
-                scaler.step(optimizer)
-        if scaler is not None:
-            scaler.update()
-        if self._step_completed:
-            self._step_completed.fire(engine)
+        if self.scaler is not None and not self._scaled_step(self.scaler):
+            self.steps -= 1
+            engine.state.optimizer_step = self.steps
+        else:
+            if self.scaler is None:
+                for optimizer in self.optimizers:
+                    optimizer.step() if closure is None else optimizer.step(closure)  # type: ignore[arg-type]
+            if self._step_completed:
+                self._step_completed.fire(engine)
         step.stepping = None
+        self._zero_grad()
+
+    def _scaled_step(self, scaler: torch.amp.GradScaler) -> bool:
+        """Make the step unless a gradient overflowed, and adapt the scale; tells whether any optimizer stepped."""
+        stepped: list[torch.optim.Optimizer] = []
+        for optimizer in self.optimizers:
+            hook = optimizer.register_step_post_hook(lambda optimizer, *_: stepped.append(optimizer))
+            scaler.step(optimizer)
+            hook.remove()
+        scaler.update()
+        return bool(stepped)
+
+    def _closure(self, engine: Any, loss: torch.Tensor) -> Callable[[], torch.Tensor]:
+        """What the optimizer calls for the loss and its gradients: those of now are known already."""
+        known = [loss.detach()]
+
+        def closure() -> torch.Tensor:
+            if known:
+                return known.pop()
+            self._zero_grad()
+            loss = self._step.loss_again(engine)
+            loss.backward()
+            return loss.detach()
+
+        return closure
+
+    def _zero_grad(self) -> None:
         for optimizer in self.optimizers:
             optimizer.zero_grad()
 
@@ -194,3 +256,52 @@ class OptimizerStep(Handler):
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         if gradients:
             torch._foreach_mul_(gradients, factor)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The number of steps and, within a group of micro-batches, what is added up so far."""
+        state: dict[str, Any] = {"steps": self.steps}
+        if self._micro_batches:
+            state["micro_batches"], state["weight"] = self._micro_batches, self._weight
+            state["gradients"] = [parameter.grad for parameter in self.parameters]
+        return state
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        self.steps = state_dict["steps"]
+        self._micro_batches = state_dict.get("micro_batches", 0)
+        self._weight = state_dict.get("weight", 0.0)
+        gradients = state_dict.get("gradients", [None] * len(self.parameters))
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = None if gradient is None else gradient.to(parameter.device, copy=True)
+        engine: Any = self._engine() if self._engine is not None else None
+        if engine is not None:
+            engine.state.optimizer_step = self.steps
+
+
+def optimizer_steps_of(engine: IgniteEngine) -> list[OptimizerStep]:
+    """The ``OptimizerStep`` handlers attached to an engine.
+
+    Example:
+        >>> from camshaft import Engine
+        >>> optimizer_steps_of(Engine(lambda engine, batch: None))
+        []
+    """
+    return [handler for handler in handlers_of(engine) if isinstance(handler, OptimizerStep)]
+
+
+def refuse_reevaluation(handler: Handler, engine: IgniteEngine) -> None:
+    """Refuse optimizers that evaluate the loss several times a step, for a handler that needs its gradients once.
+
+    Raises:
+        ValueError: there is one.
+    """
+    for step in optimizer_steps_of(engine):
+        if step.reevaluates:
+            raise ValueError(
+                f"{handler!r} does not go with {type(step.optimizers[0]).__name__}, which evaluates the loss and its "
+                "gradients several times in one step. Leave it out, or take another optimizer."
+            )
+
+
+def _requires_closure(optimizer: torch.optim.Optimizer) -> bool:
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    return closure is not None and closure.default is inspect.Parameter.empty

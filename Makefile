@@ -1,0 +1,49 @@
+# `make demo` and `make test` need Python 3.11 or later and nothing else: they set up the virtual environment .venv
+# first, and again whenever setup.cfg or constraints.txt has changed.
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check clean
+
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+# The first of these that runs; only looked for when there is something to set up.
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
+	$$python -c '' 2> /dev/null && echo $$python && break; done)
+
+# One process for each of two cores: more of them spend their time importing torch.
+WORKERS ?= 2
+
+help: ## show this list
+	@echo 'make TARGET, where TARGET is one of'
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(INSTALLED) ## train a network on handwritten digits; options: make demo ARGS='--max-epochs 3'
+	@$(BIN)/python examples/digits.py $(ARGS)
+
+test: $(INSTALLED) ## run all tests; options: make test ARGS='-k packaging'
+	$(BIN)/pytest -n $(WORKERS) $(ARGS)
+
+check: $(INSTALLED) ## check style, types and the examples in docstrings
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy -p camshaft
+# importlib, the mode of the tests, would import a module of ours a second time if it were collected first.
+	$(BIN)/pytest --import-mode=prepend --doctest-modules camshaft
+
+clean: ## delete what builds and tools leave behind, but neither .venv nor any run
+	rm -rf build dist camshaft.egg-info .coverage htmlcov .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -path ./.venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(INSTALLED): setup.cfg constraints.txt
+	@python=$(BIN)/python; test -x $$python || python="$(PYTHON)"; \
+	test -n "$$python" || { echo 'No Python was found: install Python 3.11 or later.' >&2; exit 1; }; \
+	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "Tests and examples need Python 3.11 or later, and $$python is not that:" \
+			"delete .venv if there is one, and name another Python, as in: make test PYTHON=/path/to/python3.11" >&2; \
+		exit 1; }
+	@test -x $(BIN)/pip || { echo 'Making the virtual environment .venv …'; "$(PYTHON)" -m venv .venv; }
+	@echo 'Installing into .venv, at the versions of constraints.txt (the first time this takes minutes) …'
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt pip setuptools
+	@$(BIN)/python -m pip install --constraint constraints.txt --no-build-isolation --editable '.[dev,vision]'
+	@touch $@

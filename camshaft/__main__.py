@@ -1,0 +1,35 @@
+"""The command line: `camshaft`, or `python -m camshaft`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from camshaft import __version__
+
+# Each command is a module in `camshaft/commands/` of the same name, with `add_arguments(parser)` and
+# `run(arguments) -> exit status`. Only the module of the command that was asked for is imported.
+COMMANDS = {
+    "env": "print the versions of what a training run depends on",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command that `arguments` (default: the process's own) name, and return its exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = argparse.ArgumentParser(prog="camshaft", description="Train PyTorch models with Camshaft.")
+    parser.add_argument("--version", action="version", version=f"camshaft {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, summary in COMMANDS.items():
+        command_parser = commands.add_parser(name, help=summary, description=f"{summary.capitalize()}.")
+        if name in arguments:
+            command = import_module(f"camshaft.commands.{name}")
+            command.add_arguments(command_parser)
+            command_parser.set_defaults(run=command.run)
+    parsed = parser.parse_args(arguments)
+    status: int = parsed.run(parsed)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

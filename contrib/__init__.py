@@ -1,0 +1,3 @@
+"""Whole vehicles built from the engine and the handlers: other styles of writing research, and vendors' services."""
+
+__all__: list[str] = []

@@ -1,0 +1,153 @@
+"""The states of random number generators, as tensors that a checkpoint can hold and `weights_only` can load."""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+__all__ = ["generator_states", "generators_kept", "generators_within", "set_generator_states"]
+
+States = dict[str, Any]
+
+
+def generator_states(own: Mapping[str, Any] | None = None) -> States:
+    """The states of python's, NumPy's and torch's global generators, and of ``own`` ones by name.
+
+    Args:
+        own: generators that are not global: ``random.Random``, ``numpy.random.Generator`` or ``RandomState``,
+            ``torch.Generator``.
+
+    Returns:
+        Tensors and plain values; the accelerator's are there once it is in use.
+
+    Example:
+        >>> states = generator_states()
+        >>> first = random.random(), torch.rand(1).item()
+        >>> set_generator_states(states)
+        >>> first == (random.random(), torch.rand(1).item())
+        True
+    """
+    states: States = {"python": _of_python(random), "torch": torch.get_rng_state()}
+    numpy = sys.modules.get("numpy")  # torch loads it where it is installed
+    if numpy is not None:
+        states["numpy"] = _of_numpy(numpy.random.get_state(legacy=False))
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        states["cuda"] = torch.cuda.get_rng_state_all()
+    states["own"] = {name: _of_own(generator) for name, generator in (own or {}).items()}
+    return states
+
+
+def set_generator_states(states: Mapping[str, Any], own: Mapping[str, Any] | None = None) -> None:
+    """Set what :func:`generator_states` gave; of ``own`` generators those that are still there.
+
+    Args:
+        states: as they were given.
+        own: the generators by the names that they had.
+    """
+    random.setstate(_to_python(states["python"]))
+    torch.set_rng_state(states["torch"])
+    if "numpy" in states and "numpy" in sys.modules:
+        sys.modules["numpy"].random.set_state(_to_numpy(states["numpy"]))
+    if "cuda" in states and torch.cuda.is_available():
+        for index, state in enumerate(states["cuda"][: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(state, index)
+    for name, generator in (own or {}).items():
+        if name in states["own"]:
+            _set_own(generator, states["own"][name])
+
+
+@contextmanager
+def generators_kept(own: Mapping[str, Any] | None = None) -> Iterator[None]:
+    """Within this context random numbers may be drawn without a trace.
+
+    Args:
+        own: generators to keep besides the global ones.
+
+    Example:
+        >>> with generators_kept():
+        ...     inside = torch.rand(1)
+        >>> bool(inside == torch.rand(1))
+        True
+    """
+    states = generator_states(own)
+    try:
+        yield
+    finally:
+        set_generator_states(states, own)
+
+
+def generators_within(**things: Any) -> dict[str, Any]:
+    """The generators that are attributes of ``things``, such as a loader, its sampler and its data set.
+
+    Example:
+        >>> loader = torch.utils.data.DataLoader([1, 2], generator=torch.Generator())
+        >>> list(generators_within(loader=loader))
+        ['loader.generator']
+    """
+    return {
+        f"{name}.{attribute}": value
+        for name, thing in things.items()
+        for attribute, value in sorted(getattr(thing, "__dict__", {}).items())
+        if _is_generator(value)
+    }
+
+
+def _is_generator(value: Any) -> bool:
+    if isinstance(value, (random.Random, torch.Generator)):
+        return True
+    return type(value).__module__.startswith("numpy.random") and type(value).__name__ in {"Generator", "RandomState"}
+
+
+def _of_python(generator: Any) -> States:
+    version, words, gauss = generator.getstate()
+    return {"version": version, "words": torch.tensor(words, dtype=torch.int64), "gauss": gauss}
+
+
+def _to_python(state: Mapping[str, Any]) -> Any:
+    return state["version"], tuple(state["words"].tolist()), state["gauss"]
+
+
+def _of_numpy(state: Mapping[str, Any]) -> States:
+    return {
+        "name": state["bit_generator"],
+        "words": torch.tensor(state["state"]["key"].astype("int64")),
+        "position": int(state["state"]["pos"]),
+        "has_gauss": int(state["has_gauss"]),
+        "gauss": float(state["gauss"]),
+    }
+
+
+def _to_numpy(state: Mapping[str, Any]) -> Any:
+    words = state["words"].numpy().astype("uint32")
+    return state["name"], words, state["position"], state["has_gauss"], state["gauss"]
+
+
+def _of_own(generator: Any) -> Any:
+    if isinstance(generator, torch.Generator):
+        return generator.get_state()
+    if isinstance(generator, random.Random):
+        return _of_python(generator)
+    if type(generator).__name__ == "RandomState":
+        return _of_numpy(generator.get_state(legacy=False))
+    return json.dumps(generator.bit_generator.state, default=_array_as_list)  # its integers are of 128 bits
+
+
+def _set_own(generator: Any, state: Any) -> None:
+    if isinstance(generator, torch.Generator):
+        generator.set_state(state)
+    elif isinstance(generator, random.Random):
+        generator.setstate(_to_python(state))
+    elif type(generator).__name__ == "RandomState":
+        generator.set_state(_to_numpy(state))
+    else:
+        generator.bit_generator.state = json.loads(state)
+
+
+def _array_as_list(value: Any) -> Any:
+    return value.tolist()

@@ -1,0 +1,218 @@
+"""Trains a small convolutional network on handwritten digits, with every core handler that makes sense for it.
+
+    python examples/digits.py                      # scikit-learn's 1,797 digits, which come with it
+    python examples/digits.py --dataset mnist      # downloads MNIST
+    python examples/digits.py --run-dir runs/mine  # started again, it goes on where it was
+"""
+
+import argparse
+import hashlib
+import sys
+from pathlib import Path
+
+import torch
+from ignite.metrics import Accuracy, Loss
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset, TensorDataset, random_split
+
+from camshaft import (
+    AMP,
+    EMA,
+    Checkpoint,
+    CSVLogger,
+    Device,
+    DistributedSampling,
+    EarlyStopping,
+    Engine,
+    Evaluate,
+    Events,
+    GradientClipping,
+    LRScheduler,
+    Metrics,
+    OptimizerStep,
+    ProgressBar,
+    TensorBoardLogger,
+    TerminateOnNaN,
+    TimeLimit,
+    seed_everything,
+)
+from camshaft.curves import plot_curves
+
+
+def main() -> None:
+    options = parse_options()
+    seed_everything(options.seed)
+    train_data, val_data, test_data, image_size = DATASETS[options.dataset](options.data_dir)
+
+    # ------------------------------------------------------------------------------------------------ the research
+
+    model = Network(image_size)
+
+    def training_step(engine: Engine, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        images, labels = batch
+        return F.cross_entropy(model(shifted(images)), labels, label_smoothing=0.05)
+
+    def evaluation_step(engine: Engine, batch: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        images, labels = batch
+        return model(images).float(), labels
+
+    # ------------------------------------------------------------------------------------------------ the engineering
+
+    train_loader = DataLoader(train_data, batch_size=options.batch_size, shuffle=True, drop_last=True)
+    val_loader, test_loader = (DataLoader(data, batch_size=256) for data in (val_data, test_data))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.05)
+    optimizer_steps = options.max_epochs * len(train_loader)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=optimizer_steps + 1)
+
+    evaluator = Engine(evaluation_step)
+    evaluator.attach(Metrics(accuracy=Accuracy(), loss=Loss(F.cross_entropy)), Device("auto"))
+    ema = EMA(model, decay=0.99)
+
+    trainer = Engine(training_step)
+    trainer.attach(
+        OptimizerStep(optimizer),
+        GradientClipping(1.0),
+        LRScheduler(schedule, per="step"),
+        ema,
+        Device("auto"),
+        DistributedSampling(),
+        Evaluate(evaluator, val_loader, ema=ema),
+        Evaluate(evaluator, test_loader, at=Events.COMPLETED, prefix="test_", ema=ema),
+        EarlyStopping("val_loss", patience=10),
+        TerminateOnNaN(),
+        TimeLimit("1h"),
+        Checkpoint(options.run_dir, model=model, optimizer=optimizer, monitor="val_accuracy", resume=options.resume),
+        CSVLogger(options.run_dir, every=10),
+        TensorBoardLogger(options.run_dir / "tensorboard", every=10),
+        ProgressBar(),
+    )
+    if options.precision != "fp32":
+        trainer.attach(AMP(options.precision))
+
+    trainer.run(train_loader, max_epochs=options.max_epochs)
+
+    # ------------------------------------------------------------------------------------------------ what came of it
+
+    curves = plot_curves([options.run_dir], options.run_dir / "curves.png")
+    metrics = trainer.state.metrics
+    print(f"\n{trainer}\n")
+    print(f"test accuracy   {metrics['test_accuracy']:.2%} of {len(test_data)} images never seen in training")
+    print(f"curves          {curves}")
+    print(f"numbers         {options.run_dir / 'metrics.csv'}")
+    print(f"TensorBoard     tensorboard --logdir {options.run_dir / 'tensorboard'}")
+    print(f"checkpoints     {options.run_dir / 'checkpoints'}")
+    print(f"go on with it   python examples/digits.py --run-dir {options.run_dir} --max-epochs {options.max_epochs + 10}")
+    print(f"weights sha256: {digest(model)}")
+
+
+class Network(nn.Module):
+    """Three convolutions for images of one channel."""
+
+    def __init__(self, image_size: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            *convolution(1, 32),
+            *convolution(32, 64),
+            nn.MaxPool2d(2),
+            *convolution(64, 64),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Dropout(0.3),
+            nn.Linear(64 * (image_size // 4) ** 2, 10),
+        )
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:  # (batch, 1, height, width) -> (batch, classes)
+        return self.layers(images)
+
+
+def convolution(channels_in: int, channels_out: int) -> list[nn.Module]:
+    return [nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False), nn.BatchNorm2d(channels_out), nn.ReLU()]
+
+
+def shifted(images: torch.Tensor) -> torch.Tensor:
+    """Each batch moved by at most a pixel, up or down and left or right: cheap augmentation."""
+    down, right = torch.randint(-1, 2, (2,)).tolist()
+    return torch.roll(F.pad(images, (1, 1, 1, 1)), (down, right), (2, 3))[:, :, 1:-1, 1:-1]
+
+
+Split = tuple[Dataset, Dataset, Dataset, int]
+
+
+def digits(data_dir: Path) -> Split:
+    """Scikit-learn's 1,797 digits of 8 by 8 pixels, a seventh each for validation and test."""
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    images = torch.tensor(images / 16, dtype=torch.float32).reshape(-1, 1, 8, 8)
+    data = TensorDataset(images, torch.tensor(labels))
+    # The same split whatever the seed, so that no seed's test images were another's training images.
+    return *random_split(data, [1283, 257, 257], torch.Generator().manual_seed(0)), 8
+
+
+def of_torchvision(name: str):
+    def load(data_dir: Path) -> Split:
+        from torchvision import datasets, transforms
+
+        dataset = getattr(datasets, name)
+        transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))])
+        try:
+            train = dataset(data_dir, train=True, download=True, transform=transform)
+            test = dataset(data_dir, train=False, download=True, transform=transform)
+        except (RuntimeError, OSError) as error:
+            stop(f"{name} could not be loaded from {data_dir} or downloaded: {str(error).splitlines()[0]}")
+        validation = len(train) // 12
+        parts = random_split(train, [len(train) - validation, validation], torch.Generator().manual_seed(0))
+        return *parts, test, 28
+
+    return load
+
+
+DATASETS = {"digits": digits, "mnist": of_torchvision("MNIST"), "fashion-mnist": of_torchvision("FashionMNIST")}
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--run-dir", type=Path, help="where everything is written (default: runs/digits-N, a new one)")
+    parser.add_argument("--max-epochs", type=positive, default=20, help="(default: %(default)s)")
+    parser.add_argument("--batch-size", type=positive, default=64, help="(default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="(default: %(default)s)")
+    parser.add_argument(
+        "--resume",
+        default="auto",
+        help="auto: go on with the run in --run-dir if there is one; never: refuse then; or the path of a checkpoint",
+    )
+    parser.add_argument("--dataset", choices=DATASETS, default="digits", help="(default: %(default)s)")
+    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="for downloads (default: %(default)s)")
+    options = parser.parse_args()
+    if options.run_dir is None:
+        options.run_dir = next(path for n in range(1, 10**6) if not (path := Path(f"runs/digits-{n}")).exists())
+    return options
+
+
+def positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not positive")
+    return number
+
+
+def digest(model: nn.Module) -> str:
+    """The SHA-256 of all weights, to compare runs by."""
+    sha256 = hashlib.sha256()
+    for tensor in model.state_dict().values():
+        sha256.update(tensor.cpu().contiguous().numpy().tobytes())
+    return sha256.hexdigest()
+
+
+def stop(message: str) -> None:
+    print(f"digits.py: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (OSError, ValueError) as error:  # what the user can mend: a directory, a checkpoint that does not fit
+        stop(str(error))

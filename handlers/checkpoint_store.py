@@ -1,0 +1,261 @@
+"""Checkpoints as directories that are either whole or absent.
+
+A checkpoint is written under another name beside its own, with a digest of each file, flushed to the disk, and renamed.
+Reading compares the digests and never runs code from the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import torch
+
+__all__ = ["BrokenCheckpointError", "CheckpointStore", "SavedCheckpoint"]
+
+STATE_FILE = "state.pt"
+METADATA_FILE = "metadata.json"
+_WRITING, _REPLACED = ".writing-", ".replaced-"
+
+
+class BrokenCheckpointError(RuntimeError):
+    """A checkpoint that is truncated, changed or incomplete; the message says which and how."""
+
+
+class SavedCheckpoint(NamedTuple):
+    """A checkpoint on the disk and what its metadata says.
+
+    Attributes:
+        path: its directory.
+        iteration: the last completed iteration.
+        epoch: of that iteration.
+        value: of what is monitored, or None.
+        finished: whether the run had ended.
+    """
+
+    path: Path
+    iteration: int
+    epoch: int
+    value: float | None
+    finished: bool
+
+
+class CheckpointStore:
+    """The checkpoints in one directory.
+
+    Args:
+        directory: made when the first one is written.
+
+    Example:
+        >>> import tempfile
+        >>> store = CheckpointStore(tempfile.mkdtemp())
+        >>> path = store.write("iteration=3", {"model": {"weight": torch.ones(2)}}, {"iteration": 3, "epoch": 1})
+        >>> store.read(path)
+        {'model': {'weight': tensor([1., 1.])}}
+        >>> [checkpoint.iteration for checkpoint in store.list()]
+        [3]
+    """
+
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
+        self.directory = Path(directory)
+
+    def write(self, name: str, state: Mapping[str, Any], metadata: Mapping[str, Any]) -> Path:
+        """Write a checkpoint; it is there, whole, when this returns, and not at all when this raises.
+
+        Args:
+            name: of its directory; a checkpoint that has it is replaced once the new one is whole.
+            state: tensors and plain values, in mappings and lists.
+            metadata: ``iteration``, ``epoch`` and further plain values that can be read without the state.
+
+        Raises:
+            OSError: the disk is full or the directory cannot be written; the message names it.
+        """
+        final, writing = self.directory / name, self.directory / f"{_WRITING}{name}"
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(writing, ignore_errors=True)
+            writing.mkdir()
+            with _synced_file(writing / STATE_FILE) as file:
+                digesting = _DigestingFile(file)
+                torch.save(dict(state), digesting)
+            files = {STATE_FILE: {"bytes": digesting.bytes, "sha256": digesting.sha256.hexdigest()}}
+            content = {**metadata, "files": files}
+            with _synced_file(writing / METADATA_FILE) as file:
+                file.write(json.dumps({**content, "sha256": _digest(content)}, indent=1).encode())
+            _sync_directory(writing)
+            self._put_in_place(writing, final)
+        except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a bare RuntimeError
+            free = shutil.disk_usage(_existing(self.directory)).free
+            raise OSError(
+                f"The checkpoint {final} could not be written: {_reason(error)} ({free / 1e6:.0f} MB are free there). "
+                "Earlier checkpoints are as they were."
+            ) from error
+        finally:
+            shutil.rmtree(writing, ignore_errors=True)
+        return final
+
+    def read(self, path: str | os.PathLike[str]) -> dict[str, Any]:
+        """Read a checkpoint's state on the CPU, after comparing its digests.
+
+        Args:
+            path: its directory.
+
+        Raises:
+            BrokenCheckpointError: it is not whole, or not what was written.
+        """
+        path = Path(path)
+        for name, expected in self._metadata(path)["files"].items():
+            try:
+                size, digest = _size_and_digest(path / name)
+            except OSError as error:
+                raise BrokenCheckpointError(f"The checkpoint {path} is broken: {_reason(error)}.") from error
+            if digest != expected["sha256"]:
+                raise BrokenCheckpointError(
+                    f"The checkpoint {path} is broken: {name} is not what was written ({expected['bytes']} bytes were "
+                    f"written, {size} are there)."
+                )
+        state: dict[str, Any] = torch.load(path / STATE_FILE, map_location="cpu", weights_only=True)
+        return state
+
+    def list(self) -> list[SavedCheckpoint]:
+        """All checkpoints whose metadata is whole, the oldest first; their states are not read."""
+        return self._survey()[0]
+
+    def newest_whole(self) -> tuple[SavedCheckpoint, dict[str, Any]] | None:
+        """The newest checkpoint that is whole, with its state; a warning names each newer one that is broken.
+
+        Returns:
+            None if there is no checkpoint at all.
+
+        Raises:
+            BrokenCheckpointError: there are some, but none is whole; nothing is deleted.
+        """
+        checkpoints, broken = self._survey()
+        for checkpoint in reversed(checkpoints):
+            try:
+                state = self.read(checkpoint.path)
+            except BrokenCheckpointError as error:
+                broken.append(str(error))
+                continue
+            for message in broken:
+                warnings.warn(f"{message} {checkpoint.path.name} is used instead.", stacklevel=2)
+            return checkpoint, state
+        if broken:
+            raise BrokenCheckpointError(
+                f"No checkpoint in {self.directory} is whole, and nothing was deleted. " + " ".join(broken)
+            )
+        return None
+
+    def delete(self, path: Path) -> None:
+        """Delete a checkpoint so that at no moment a part of it looks like one."""
+        doomed = self.directory / f"{_WRITING}{path.name}"
+        os.rename(path, doomed)
+        shutil.rmtree(doomed)
+
+    def clear_leftovers(self) -> None:
+        """Remove what a killed process left unfinished, and bring back what it was about to replace."""
+        for path in self.directory.glob(f"{_WRITING}*"):
+            shutil.rmtree(path, ignore_errors=True)
+        for path in self.directory.glob(f"{_REPLACED}*"):
+            final = self.directory / path.name.removeprefix(_REPLACED)
+            if final.exists():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                os.rename(path, final)
+
+    def _survey(self) -> tuple[list[SavedCheckpoint], list[str]]:
+        """The checkpoints by age, and what is wrong with those whose metadata cannot be read."""
+        found, broken = [], []
+        for path in sorted(self.directory.iterdir()) if self.directory.is_dir() else ():
+            if path.name.startswith(".") or not path.is_dir():
+                continue
+            try:
+                metadata = self._metadata(path)
+            except BrokenCheckpointError as error:
+                broken.append(str(error))
+                continue
+            value, finished = metadata.get("value"), metadata.get("finished", False)
+            found.append(SavedCheckpoint(path, metadata["iteration"], metadata["epoch"], value, finished))
+        return sorted(found, key=lambda checkpoint: (checkpoint.iteration, checkpoint.path.name)), broken
+
+    def _metadata(self, path: Path) -> dict[str, Any]:
+        try:
+            metadata: dict[str, Any] = json.loads((path / METADATA_FILE).read_bytes())
+            digest = metadata.pop("sha256")
+            whole = digest == _digest(metadata)
+        except (OSError, ValueError, KeyError, AttributeError) as error:
+            raise BrokenCheckpointError(f"The checkpoint {path} is broken: {METADATA_FILE}: {_reason(error)}.") from error
+        if not whole:
+            raise BrokenCheckpointError(f"The checkpoint {path} is broken: {METADATA_FILE} is not what was written.")
+        return metadata
+
+    def _put_in_place(self, writing: Path, final: Path) -> None:
+        replaced = self.directory / f"{_REPLACED}{final.name}"
+        if final.exists():
+            os.rename(final, replaced)  # a directory cannot be renamed over another; clear_leftovers() mends a kill here
+        os.rename(writing, final)
+        _sync_directory(self.directory)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+class _DigestingFile:
+    """A file for ``torch.save`` to write into that keeps the digest of what passes."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.bytes = 0
+        self.sha256 = hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.sha256.update(data)
+        written = self.file.write(data)
+        self.bytes += written
+        return written
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+@contextmanager
+def _synced_file(path: Path) -> Iterator[IO[bytes]]:
+    with open(path, "xb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _size_and_digest(path: Path) -> tuple[int, str]:
+    size, digest = 0, hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            size += len(block)
+            digest.update(block)
+    return size, digest.hexdigest()
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _existing(path: Path) -> Path:
+    return next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+
+
+def _reason(error: BaseException) -> str:
+    cause = error.__context__ if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError) else error
+    return getattr(cause, "strerror", None) or f"{type(cause).__name__}: {cause}"

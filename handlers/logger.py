@@ -1,0 +1,332 @@
+"""Records the numbers of a run and hands them in batches to a file or a service: what every logger shares.
+
+Listens to:
+
+- STARTED in PREPARE: makes sure that it can write. In REPORT, after a checkpoint was brought back: begins to.
+- ITERATION_STARTED(every=N) in REPORT: notes the learning rates that this iteration will use.
+- ITERATION_COMPLETED(every=N) in REPORT: records them, what the step returned, and metrics that are new.
+- EPOCH_COMPLETED in REPORT: records the metrics of the epoch and writes.
+- INTERRUPT, TERMINATE, COMPLETED in REPORT, and EXCEPTION_RAISED in PREPARE, before a function of the user can raise
+  the error again: writes what is left.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ignite.distributed as idist
+import torch
+from ignite.engine import Engine as IgniteEngine
+
+from camshaft.engine.events import Events
+from camshaft.engine.phases import Phase
+from camshaft.engine.used_objects import used_by
+from camshaft.handlers.handler import Handler, On, handlers_of
+from camshaft.handlers.monitor import metrics_of, outputs_of
+from camshaft.handlers.optimizer_step import OptimizerStep
+from camshaft.handlers.scalars import Scalars
+
+__all__ = ["Logger", "Record"]
+
+# Records that may wait in memory, and for how long: then they are written even in the middle of an epoch.
+_MOST_WAITING = 100
+_LONGEST_WAIT = 30.0  # seconds
+
+
+class Record(NamedTuple):
+    """The numbers of one moment.
+
+    Attributes:
+        iteration: ``state.iteration``.
+        epoch: ``state.epoch``.
+        optimizer_step: optimizer steps made so far, or None where nobody counts them.
+        time: seconds since the epoch of Unix.
+        values: the numbers by name; tensors until they are written.
+    """
+
+    iteration: int
+    epoch: int
+    optimizer_step: int | None
+    time: float
+    values: dict[str, Any]
+
+
+class Logger(Handler):
+    """The base class of all loggers; a subclass says in :meth:`write` where the records go.
+
+    Everywhere a number has one name, by which it can be monitored, too: ``loss`` and the other scalars that the step
+    returns have the names they have there, metrics those in ``state.metrics`` (``val_accuracy``). The learning rate is
+    ``learning_rate``; with several optimizers or groups of parameters it is ``learning_rate/generator_step``,
+    ``learning_rate/0`` and so on.
+
+    Values stay tensors, copied on their device, and are fetched together when they are written: at the end of an epoch
+    and of the run, before a checkpoint, at an error, after 100 records or half a minute. In a distributed run the first
+    process alone records.
+
+    Args:
+        every: record what the step returns at each N-th iteration, 50 by default, and at the end of an epoch that had
+            none of these.
+
+    Raises:
+        ValueError: ``every`` is not positive; when the run starts, if two loggers of one engine write to one place.
+        OSError: when the run starts, if it cannot write.
+
+    Example:
+        >>> from camshaft import Engine
+        >>> class Print(Logger):
+        ...     def write(self, records):
+        ...         for record in records:
+        ...             print(record.iteration, record.values)
+        >>> engine = Engine(lambda engine, batch: torch.tensor(batch / 2)).attach(Print(every=2))
+        >>> state = engine.run([1, 2, 3, 4])
+        2 {'loss': 1.0}
+        4 {'loss': 2.0}
+    """
+
+    path: Path | None = None
+    """The file or directory that it writes to, if that is what it does."""
+
+    def __init__(self, *, every: int = 50) -> None:
+        if not every > 0:
+            raise ValueError(f"{type(self).__name__} records every so many iterations, but got every={every!r}.")
+        self.every = every
+        self.listens = (
+            On(Events.STARTED, Phase.PREPARE, "prepare"),
+            On(Events.STARTED, Phase.REPORT, "begin"),
+            On(Events.ITERATION_STARTED(every=every), Phase.REPORT, "note_learning_rates"),
+            On(Events.ITERATION_COMPLETED(every=every), Phase.REPORT, "record"),
+            On(Events.EPOCH_COMPLETED, Phase.REPORT, "record_epoch"),
+            On(Events.INTERRUPT, Phase.REPORT, "flush"),
+            On(Events.TERMINATE, Phase.REPORT, "stop"),
+            On(Events.COMPLETED, Phase.REPORT, "finish"),
+            On(Events.EXCEPTION_RAISED, Phase.PREPARE, "rescue"),
+        )
+        self.records_written: int | None = None  # None until its first run, which may find those of a lost one
+        self._epoch_recorded = 0  # the last one of which an iteration was recorded
+        self._waiting: list[Record] = []
+        self._written_at = 0.0
+        self._writes = self._is_open = False
+        self._learning_rates: dict[str, Any] = {}
+        self._seen: dict[str, tuple[Any, int | None, int]] = {}
+
+    # ------------------------------------------------------------------------------------------------ for subclasses
+
+    def check_destination(self) -> None:
+        """Raise an OSError that says what to do if nothing can be written; called before anything else happens."""
+
+    def open(self, iteration: int) -> None:
+        """Be ready to write what comes after ``iteration``.
+
+        ``self.records_written`` says how many records there are by rights: any further ones are of a run that went on
+        after the checkpoint which has been brought back. It is None when this object has never written.
+        """
+
+    def write(self, records: list[Record]) -> None:
+        """Write records, in order; their values are plain numbers."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how it writes: override write(records).")
+
+    def close(self) -> None:
+        """Let go of what :meth:`open` took; it may be opened again."""
+
+    # ------------------------------------------------------------------------------------------------ the run
+
+    def check(self, engine: IgniteEngine) -> None:
+        super().check(engine)
+        for other in handlers_of(engine):
+            if other is not self and type(other) is type(self) and self.path is not None and other.path == self.path:
+                raise ValueError(f"Two loggers write to {str(self.path)!r}, {self!r} and {other!r}: keep one of them.")
+
+    def prepare(self, engine: IgniteEngine) -> None:
+        """Make sure, before anything else happens, that there is somewhere to write to."""
+        self._writes = idist.get_rank() == 0
+        if self._writes:
+            self.check_destination()
+
+    def begin(self, engine: Any) -> None:
+        """Begin to record; what ``state.metrics`` holds by now is of an earlier run."""
+        if self._writes:
+            self._optimizers = _optimizers_of(engine)
+            if engine.state.iteration == 0:
+                self._epoch_recorded = 0
+            self._seen = {}
+            for _ in self._new_metrics(engine):
+                pass
+            self._open(engine.state.iteration)
+
+    def note_learning_rates(self, engine: IgniteEngine) -> None:
+        """Note the learning rates before the step and the schedule that follows it."""
+        if self._writes:
+            self._learning_rates = _learning_rates(self._optimizers)
+
+    def record(self, engine: Any) -> None:
+        """Record one iteration."""
+        if not self._writes:
+            return
+        self._epoch_recorded = engine.state.epoch
+        outputs = {name: _kept(value) for name, value in outputs_of(engine).items()}
+        self._add(engine, {**outputs, **self._learning_rates})
+        if len(self._waiting) >= _MOST_WAITING or time.monotonic() - self._written_at > _LONGEST_WAIT:
+            self.flush()
+
+    def record_epoch(self, engine: Any) -> None:
+        """Record the metrics of an epoch, and its last iteration if none was recorded; then write."""
+        if not self._writes:
+            return
+        values: dict[str, Any] = {}
+        if self._epoch_recorded != engine.state.epoch:
+            self._epoch_recorded = engine.state.epoch
+            values = {name: _kept(value) for name, value in outputs_of(engine).items()}
+            values.update(_learning_rates(self._optimizers))
+        self._add(engine, values, epoch_is_over=True)
+        self.flush()
+
+    def finish(self, engine: Any) -> None:
+        """Record what the end of the run has added, such as a test, and close."""
+        if self._writes:
+            self._add(engine, {})
+            self.flush()
+            self._close()
+
+    def stop(self, engine: Any) -> None:
+        """Write when the run is told to end; close, too, if it was told to end without COMPLETED."""
+        if engine.should_terminate == "skip_completed":
+            self.finish(engine)
+        else:
+            self.flush()
+
+    def rescue(self, engine: Any, error: BaseException) -> None:
+        """Write what was recorded before an error; where that fails, too, the first error is the one to see."""
+        if self._is_open:
+            try:
+                self.flush()
+                self._close()
+            except (OSError, RuntimeError) as second:
+                engine.logger.warning("%r could not write its last records: %s", self, second)
+
+    def flush(self) -> None:
+        """Fetch what waits and write it."""
+        records, self._waiting = self._waiting, []
+        self._written_at = time.monotonic()
+        if not records:
+            return
+        numbers = iter(Scalars([value for record in records for value in record.values.values()]).numbers())
+        records = [record._replace(values={name: next(numbers) for name in record.values}) for record in records]
+        if not self._is_open:  # a checkpoint was brought back in the middle of the run
+            self._open(records[0].iteration - 1)
+        self.write(records)
+        self.records_written = (self.records_written or 0) + len(records)
+
+    def _open(self, iteration: int) -> None:
+        self.open(iteration)
+        self.records_written = self.records_written or 0
+        self._written_at = time.monotonic()
+        self._is_open = True
+
+    def _close(self) -> None:
+        self._is_open = False
+        self.close()
+
+    def _add(self, engine: Any, values: dict[str, Any], *, epoch_is_over: bool = False) -> None:
+        """Let a record of ``values`` and of the new metrics wait; a metric made earlier gets one before."""
+        state = engine.state
+        now = time.time()
+        metrics: dict[int, dict[str, Any]] = {}
+        for name, value, iteration in self._new_metrics(engine, epoch_is_over=epoch_is_over):
+            metrics.setdefault(iteration, {})[name] = _kept(value)
+        values = {**values, **metrics.pop(state.iteration, {})}
+        self._waiting += [Record(made, state.epoch, None, now, metrics[made]) for made in sorted(metrics)]
+        if values:
+            optimizer_step = getattr(state, "optimizer_step", None)
+            self._waiting.append(Record(state.iteration, state.epoch, optimizer_step, now, values))
+
+    def _new_metrics(self, engine: Any, *, epoch_is_over: bool = False) -> Iterator[tuple[str, Any, int]]:
+        """The metrics that were not recorded yet: name, value, and the iteration at which it was made.
+
+        New is what a handler says it has made, and another object than last time. At the end of an epoch a number of
+        which no handler knows anything is taken for new as well: equal numbers may be one object.
+        """
+        now = engine.state.iteration
+        last = self._waiting[-1].iteration if self._waiting else -1
+        for name, value in metrics_of(engine).items():
+            times = [at for handler in handlers_of(engine) if (at := handler.produced_at(name)) is not None]
+            made = max(times, default=None)
+            value_seen, made_seen, seen_at = self._seen.get(name, (None, None, -1))
+            if value is not value_seen or made != made_seen or (epoch_is_over and made is None and seen_at != now):
+                self._seen[name] = (value, made, now)
+                yield name, value, made if made and last < made < now and made != made_seen else now
+
+    # ------------------------------------------------------------------------------------------------ state
+
+    def state_dict(self) -> dict[str, Any]:
+        """How much has been written, once all that waits is."""
+        self.flush()
+        return {"records_written": self.records_written, "epoch_recorded": self._epoch_recorded}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        self._waiting = []
+        self._epoch_recorded = state_dict["epoch_recorded"]
+        if state_dict["records_written"] != self.records_written:
+            self.records_written = state_dict["records_written"]
+            if self._is_open:
+                self._close()
+
+
+def check_directory(directory: Path, logger: Logger) -> None:
+    """Make ``directory`` if need be, and make sure that files can be made there.
+
+    Raises:
+        OSError: they cannot.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise cannot_write(directory, logger, error) from None
+
+
+def cannot_write(path: Path, logger: Logger, error: OSError) -> OSError:
+    """The same error as a sentence that names the place and says what to do."""
+    return OSError(
+        error.errno,
+        f"{type(logger).__name__} cannot write to {str(path)!r} ({error.strerror}). Give it another directory, or "
+        "make this one writable",
+    )
+
+
+def _kept(value: Any) -> Any:
+    """A copy that the next iteration cannot change, on the device where the value is."""
+    return value.detach().clone() if isinstance(value, torch.Tensor) else value
+
+
+def _optimizers_of(engine: IgniteEngine) -> dict[str, torch.optim.Optimizer]:
+    """The optimizers of the engine's ``OptimizerStep`` handlers, else those that its step uses, by name."""
+    steps = [handler for handler in handlers_of(engine) if isinstance(handler, OptimizerStep)]
+    if not steps:
+        return used_by(engine._process_function, torch.optim.Optimizer)
+    names = {id(step): name for name, step in used_by(engine._process_function, OptimizerStep).items()}
+    optimizers = {}
+    for i, step in enumerate(steps):
+        name = names.get(id(step), str(i) if len(steps) > 1 else "")
+        for j, optimizer in enumerate(step.optimizers):
+            optimizers[f"{name}.{j}".lstrip(".") if len(step.optimizers) > 1 else name] = optimizer
+    return optimizers
+
+
+def _learning_rates(optimizers: Mapping[str, torch.optim.Optimizer]) -> dict[str, Any]:
+    rates = {}
+    for optimizer_name, optimizer in optimizers.items():
+        groups = optimizer.param_groups
+        for i, group in enumerate(groups):
+            name = "learning_rate"
+            if len(optimizers) > 1:
+                name += f"/{optimizer_name}"
+            if len(groups) > 1:
+                name += f"/{group.get('name', i)}"
+            if "lr" in group:
+                rates[name] = _kept(group["lr"])
+    return rates

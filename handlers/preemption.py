@@ -1,0 +1,154 @@
+"""Saves and leaves when the process is told to end.
+
+Listens to:
+
+- STARTED in PREPARE: takes over the signals.
+- ITERATION_COMPLETED in DECIDE: pauses the run if one has come. INTERRUPT in SAVE: saves and leaves.
+- ITERATION_COMPLETED of each evaluator in DECIDE: leaves a validation that is under way.
+- COMPLETED and EXCEPTION_RAISED in CHECK: gives the signals back.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any
+
+from ignite.engine import Engine as IgniteEngine
+
+from camshaft.engine.events import Events
+from camshaft.engine.phases import Phase, subscribe
+from camshaft.handlers.checkpoint import Checkpoint
+from camshaft.handlers.evaluate import Evaluate
+from camshaft.handlers.handler import Handler, On, handlers_of
+
+__all__ = ["PREEMPTED", "Preemption"]
+
+PREEMPTED = 75
+"""The exit status after a preemption: EX_TEMPFAIL of sysexits.h, "start it again"."""
+
+_DEFAULT_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name)
+)
+
+
+class Preemption(Handler):
+    """Answers to SIGTERM, SIGUSR1 (as SLURM sends before a job's time is over) and Ctrl-C: saves a checkpoint and leaves.
+
+    The iteration under way is finished, and a validation left; then every ``Checkpoint`` of the engine saves, and the
+    process ends with the status 75, which a launcher can tell from a failure, after Ctrl-C with 130. The same command
+    started again goes on from there to the same bits. A second signal ends the process at once.
+
+    In a notebook nothing ends: ``run()`` returns, and goes on when it is called again.
+
+    Args:
+        signals: which to answer to.
+        leave: whether to end the process; by default everywhere but in an interactive session.
+
+    Raises:
+        ValueError: when the run starts, if no ``Checkpoint`` is attached, or outside of the main thread, where signals
+            cannot be taken over.
+
+    Example:
+        >>> import os, tempfile
+        >>> from camshaft import Checkpoint, Engine, Events
+        >>> engine = Engine(lambda engine, batch: os.kill(os.getpid(), signal.SIGTERM) if batch == 3 else None)
+        >>> engine = engine.attach(Checkpoint(tempfile.mkdtemp()), Preemption(leave=False))
+        >>> engine.run(range(10)).iteration, engine.run(range(10)).iteration
+        (4, 10)
+    """
+
+    alone = True
+    listens = (
+        On(Events.STARTED, Phase.PREPARE, "take_signals"),
+        On(Events.ITERATION_COMPLETED, Phase.DECIDE, "pause_if_told"),
+        On(Events.INTERRUPT, Phase.SAVE, "save_and_leave"),
+        On(Events.COMPLETED, Phase.CHECK, "give_signals_back"),
+        On(Events.EXCEPTION_RAISED, Phase.CHECK, "give_signals_back_at_error"),
+    )
+
+    def __init__(self, signals: Sequence[signal.Signals] = _DEFAULT_SIGNALS, *, leave: bool | None = None) -> None:
+        self.signals = tuple(signals)
+        self.leave = leave
+        self._received: int | None = None
+        self._before: dict[int, Any] = {}
+        self._engine: Any = None
+
+    def check(self, engine: IgniteEngine) -> None:
+        super().check(engine)
+        if not any(isinstance(handler, Checkpoint) for handler in handlers_of(engine)):
+            raise ValueError(f"{self!r} saves before it leaves, so it needs a Checkpoint on the same engine.")
+        if threading.current_thread() is not threading.main_thread():
+            raise ValueError(f"{self!r} answers to signals, which python delivers to the main thread only: run it there.")
+
+    def take_signals(self, engine: Any) -> None:
+        """Take over the signals."""
+        self._received = None
+        self._engine = engine
+        for number in self.signals:
+            self._before.setdefault(number, signal.signal(number, self._note))
+        for evaluator in _evaluators_of(engine):
+            if not evaluator.has_event_handler(self.leave_validation, Events.ITERATION_COMPLETED):
+                subscribe(evaluator, Events.ITERATION_COMPLETED, self.leave_validation, Phase.DECIDE)
+
+    def give_signals_back(self) -> None:
+        """Let the signals do what they did before."""
+        for number, before in self._before.items():
+            signal.signal(number, before)
+        self._before.clear()
+        self._engine = None
+
+    def give_signals_back_at_error(self, engine: IgniteEngine, error: BaseException) -> None:
+        """The same when the run ends by an error."""
+        self.give_signals_back()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        """What a signal calls, between any two lines of python: it leaves a note for the next iteration's end."""
+        if self._received is not None:
+            self.give_signals_back()
+            raise SystemExit(128 + number)
+        self._received = number
+
+    def pause_if_told(self, engine: IgniteEngine) -> None:
+        """Pause the run where its state is that of a completed iteration."""
+        if self._received is not None:
+            engine.interrupt()
+
+    def save_and_leave(self, engine: IgniteEngine) -> None:
+        """Save where the engine has paused, and leave."""
+        if self._received is None:  # somebody else's interrupt()
+            return
+        for checkpoint in _checkpoints_of(engine):
+            checkpoint.save_now(engine)
+        status, self._received = self._status(), None
+        if status is not None:
+            raise SystemExit(status)
+
+    def leave_validation(self, evaluator: IgniteEngine) -> None:
+        """Leave a validation that is under way, and with it the process: the run does it again when it goes on."""
+        status = self._status()
+        if status is None:
+            return
+        for checkpoint in _checkpoints_of(self._engine):
+            checkpoint.save_before_evaluation(self._engine)
+        raise SystemExit(status)
+
+    def _status(self) -> int | None:
+        """The status to leave with, or None to stay: nobody said so, or a person sits before it."""
+        if self._received is None:
+            return None
+        interactive = hasattr(sys, "ps1") or "ipykernel" in sys.modules
+        if not (self.leave if self.leave is not None else not interactive):
+            return None
+        return 130 if self._received == signal.SIGINT else PREEMPTED
+
+
+def _checkpoints_of(engine: IgniteEngine) -> list[Checkpoint]:
+    return [handler for handler in handlers_of(engine) if isinstance(handler, Checkpoint)]
+
+
+def _evaluators_of(engine: IgniteEngine) -> list[IgniteEngine]:
+    return [handler.evaluator for handler in handlers_of(engine) if isinstance(handler, Evaluate)]

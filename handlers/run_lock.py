@@ -1,0 +1,70 @@
+"""Lets one process at a time write into the directory of a run."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows has no flock; there a second process is not noticed
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["RunLock"]
+
+_WITHOUT_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}  # some network file systems
+
+
+class RunLock:
+    """An advisory lock on a run's directory, which the system takes back when the process ends, however it ends.
+
+    Args:
+        directory: of the run; made if it is not there.
+
+    Example:
+        >>> import tempfile
+        >>> lock = RunLock(Path(tempfile.mkdtemp()))
+        >>> lock.acquire()
+        >>> lock.acquire()  # the same process may go on
+        >>> lock.release()
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / ".lock"
+        self._descriptor: int | None = None
+
+    def acquire(self) -> None:
+        """Take the lock for this process.
+
+        Raises:
+            RuntimeError: another process has it; the message has its pid.
+            OSError: the directory cannot be written.
+        """
+        if fcntl is None or self._descriptor is not None:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.pread(descriptor, 32, 0).decode().strip()
+            os.close(descriptor)
+            if error.errno in _WITHOUT_LOCKS or holder == str(os.getpid()):
+                return
+            raise RuntimeError(
+                f"The process {holder} is training in {self.path.parent}: wait for it, end it, or choose another "
+                "directory."
+            ) from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        self._descriptor = descriptor
+
+    def release(self) -> None:
+        """Give the lock back, if it is held."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def __del__(self) -> None:
+        self.release()
