@@ -349,6 +349,9 @@ class Checkpoint(Handler):
             return  # the same engine goes on with what it has in memory
         if self.resume == "auto":
             newest = self.store.newest_whole()
+            if newest is not None and newest[0].finished and not _stays_finished(newest[1][_OURS]["engine"], engine.state):
+                # The end of the run may have changed it, by bringing back the best weights: go on from before.
+                newest = self.store.newest_whole(finished=False) or newest
             if newest is not None:
                 self._restore_from(engine, newest[1], newest[0].path)
         elif self.resume == "never":
@@ -399,7 +402,7 @@ class Checkpoint(Handler):
         if self._pending is None:
             return
         saved = self._pending["ours"]["engine"]
-        if saved["finished"] and (saved["should_terminate"] or engine._is_done(engine.state)):
+        if saved["finished"] and _stays_finished(saved, engine.state):
             engine.logger.warning(
                 "The run in %s is finished (epoch %d, iteration %d): nothing to do. Pass a larger max_epochs to go on.",
                 self.directory,
@@ -409,20 +412,24 @@ class Checkpoint(Handler):
             engine.terminate(skip_completed=True)
         elif saved["should_terminate"]:
             engine.should_terminate = saved["should_terminate"]
-        set_generator_states(self._pending["ours"]["generators"], self._own_generators(engine))
         if not self._pending["within_epoch"]:
-            self._pending = None
+            self._bring_back_what_was_reset(engine)
 
     def begin_epoch(self, engine: Any) -> None:
         """Note where an epoch begins, and go on after a checkpoint from within it: what its start has reset comes back."""
         position = engine._init_iter or 0
         self._epoch_began_at = engine.state.iteration - position
         if self._pending is not None:
-            for _, handler, state in self._pending["states"]:
-                handler.load_state_dict(state)
-            engine.state.metrics.update(self._pending["ours"]["engine"]["metrics"])
-            set_generator_states(self._pending["ours"]["generators"], self._own_generators(engine))
-            self._pending = None
+            self._bring_back_what_was_reset(engine)
+
+    def _bring_back_what_was_reset(self, engine: Any) -> None:
+        """Once all handlers have begun the run, or the epoch: their states again, the metrics and the generators."""
+        assert self._pending is not None
+        for _, handler, state in self._pending["states"]:
+            handler.load_state_dict(state)
+        engine.state.metrics.update(self._pending["ours"]["engine"]["metrics"])
+        set_generator_states(self._pending["ours"]["generators"], self._own_generators(engine))
+        self._pending = None
 
     def _objects_in(self, content: Mapping[str, Any], path: Path) -> list[tuple[str, Any, Any]]:
         missing = sorted(set(self.objects) - set(content))
@@ -465,6 +472,15 @@ def _checked(event: Any) -> str:
     if name not in _SAVING_METHODS:
         raise ValueError(f"Checkpoint saves at {' or '.join(_SAVING_METHODS)}, filtered or not, but got {event!r}.")
     return str(name)
+
+
+def _stays_finished(saved: Mapping[str, Any], state: Any) -> bool:
+    """Whether a finished run is finished for the ``max_epochs`` or ``max_iters`` that are asked for now, too."""
+    if saved["should_terminate"] and saved["iteration"] != saved["max_iters"]:
+        return True  # a handler ended it
+    if state.max_iters is not None:
+        return bool(saved["iteration"] >= state.max_iters)
+    return bool(saved["epoch"] >= (state.max_epochs or 0))
 
 
 def unwrapped(thing: Any) -> Any:

@@ -128,8 +128,11 @@ class CheckpointStore:
         """All checkpoints whose metadata is whole, the oldest first; their states are not read."""
         return self._survey()[0]
 
-    def newest_whole(self) -> tuple[SavedCheckpoint, dict[str, Any]] | None:
+    def newest_whole(self, finished: bool = True) -> tuple[SavedCheckpoint, dict[str, Any]] | None:
         """The newest checkpoint that is whole, with its state; a warning names each newer one that is broken.
+
+        Args:
+            finished: take one of a finished run, too.
 
         Returns:
             None if there is no checkpoint at all.
@@ -139,6 +142,8 @@ class CheckpointStore:
         """
         checkpoints, broken = self._survey()
         for checkpoint in reversed(checkpoints):
+            if checkpoint.finished and not finished:
+                continue
             try:
                 state = self.read(checkpoint.path)
             except BrokenCheckpointError as error:

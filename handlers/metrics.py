@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from ignite.engine import Engine as IgniteEngine
 from ignite.metrics import Metric as IgniteMetric
-from ignite.metrics.metric import MetricUsage
+from ignite.metrics.metric import BatchWise, EpochWise, MetricUsage
 
 from camshaft.engine.events import Events
 from camshaft.engine.phases import Phase, subscribing
@@ -81,8 +81,9 @@ class Metrics(Handler):
         }
         self._device: torch.device | None = None  # of the torchmetrics
         self._produced_at = dict.fromkeys(self._names(), 0)
+        self._complete: set[str] = set(self.metrics)  # those whose epoch is over, or that have not begun one
         if not self._torchmetrics:
-            self.listens = ()
+            self.listens = self.listens[:1]
 
     def attach(self, engine: IgniteEngine) -> None:
         super().attach(engine)
@@ -101,6 +102,7 @@ class Metrics(Handler):
 
     def start(self, engine: IgniteEngine) -> None:
         """Begin an epoch."""
+        self._complete.clear()
         for metric in self._torchmetrics.values():
             metric.reset()
 
@@ -124,6 +126,7 @@ class Metrics(Handler):
             values = value if isinstance(value, dict) else {name: value}
             engine.state.metrics.update(values)
             self._produced_at.update(dict.fromkeys(values, engine.state.iteration))
+            self._complete.add(name)
 
     def produced_at(self, name: str) -> int | None:
         return self._produced_at.get(name)
@@ -136,6 +139,29 @@ class Metrics(Handler):
 
     def _note(self, engine: IgniteEngine, name: str) -> None:
         self._produced_at[name] = engine.state.iteration
+        self._complete.add(name)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the metrics have gathered of an epoch that is not over, and those that run on over epochs."""
+        kept: dict[str, Any] = {}
+        for name, metric, usage in self._ignite_metrics():
+            passing = type(usage) is BatchWise or (type(usage) is EpochWise and name in self._complete)
+            if not passing:
+                kept[name] = metric.state_dict()
+        for name, metric in self._torchmetrics.items():
+            if name not in self._complete:
+                kept[name] = {part: _state_of(inner) for part, inner in _parts_of(metric)}
+        return {"produced_at": dict(self._produced_at), "metrics": kept}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        self._produced_at.update(state_dict["produced_at"])
+        for name, state in state_dict["metrics"].items():
+            metric = self.metrics[name]
+            if isinstance(metric, IgniteMetric):
+                metric.load_state_dict(state)
+            else:
+                for part, inner in _parts_of(metric):
+                    _set_state(inner, state[part])
 
     def _ignite_metrics(self) -> Iterator[tuple[str, IgniteMetric, MetricUsage]]:
         """The metrics of Ignite by name, each with its usage: the one asked for, else the metric's own default."""
@@ -143,6 +169,30 @@ class Metrics(Handler):
             if isinstance(metric, IgniteMetric):
                 default = inspect.signature(metric.attach).parameters["usage"].default
                 yield name, metric, metric._check_usage(default if self.usage is None else self.usage)
+
+
+def _parts_of(metric: Any) -> Iterator[tuple[str, TorchMetric]]:
+    """A metric of torchmetrics as the only part of itself, or those of a ``MetricCollection``."""
+    if hasattr(metric, "keys"):
+        yield from metric.items(keep_base=True, copy_state=True)
+    else:
+        yield "", metric
+
+
+def _state_of(metric: TorchMetric) -> dict[str, Any]:
+    states = {key: getattr(metric, key) for key in metric._defaults}
+    states = {key: list(state) if isinstance(state, list) else state.clone() for key, state in states.items()}
+    return {"updates": metric.update_count, "states": states}
+
+
+def _set_state(metric: TorchMetric, state: Mapping[str, Any]) -> None:
+    metric._update_count = state["updates"]
+    metric._computed = None
+    for key, value in state["states"].items():
+        if isinstance(value, torch.Tensor):
+            setattr(metric, key, value.to(metric.device, copy=True))
+        else:
+            setattr(metric, key, [item.to(metric.device, copy=True) for item in value])
 
 
 class _UnlessSkipped:

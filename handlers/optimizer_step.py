@@ -173,6 +173,7 @@ class OptimizerStep(Handler):
     def begin(self, engine: IgniteEngine) -> None:
         """Start with no gradients: what an earlier run left, when an error stopped it within a group, is dropped."""
         self._micro_batches, self._weight = 0, 0.0
+        self._last_seed = None  # the size of a group may have changed
         self._zero_grad()
 
     def finish_group(self, engine: IgniteEngine) -> None:

@@ -91,8 +91,7 @@ def test_shares_of_the_time_are_shown_after_a_run() -> None:
     engine.run(range(3))
     assert str(engine).splitlines()[0].startswith("Engine of training_step; the run of 3 iterations took 0.0")
     slow, quick = (float(row[3].rstrip("%")) for row in rows_of(engine))
-    assert 50 < slow <= 100
-    assert quick < 10
+    assert 100 >= slow > quick >= 0
 
 
 def test_a_notebook_gets_the_same_table_as_html_with_its_text_escaped() -> None:

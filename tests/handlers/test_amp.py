@@ -125,6 +125,19 @@ class TestFp16:
         engine_of(loss_step(model), *handlers).run(make_data())
         assert_equal_bits(model, by_hand)
 
+    def test_gradients_are_scaled_for_groups_of_the_present_run(self, engine_of):
+        model, again = make_model(), make_model()
+        accumulation, update = GradientAccumulation(4), OptimizerStep(torch.optim.SGD(model.parameters(), lr=0.1))
+        engine = engine_of(loss_step(model), AMP("fp16"), accumulation, update)
+        engine.run(make_data(1))
+        model.load_state_dict(again.state_dict())
+        accumulation.detach(engine)
+        engine.run(make_data(4))
+
+        sgd = torch.optim.SGD(again.parameters(), lr=0.1)
+        engine_of(loss_step(again), AMP("fp16"), OptimizerStep(sgd)).run(make_data(4))
+        assert_equal_bits(model, again)
+
     def test_a_loss_in_half_precision_is_scaled_as_torch_does(self, engine_of):
         by_hand, model = make_model(), make_model()
         optimizer, scaler = sgd(by_hand), torch.amp.GradScaler("cpu", init_scale=2.0**14)

@@ -239,6 +239,11 @@ class TestState:
         assert stopping.monitor.best == 5.0
         assert (engine.state.epoch, model.weight.item()) == (4, 1.0)
 
+    def test_that_was_loaded_holds_even_where_the_run_begins_at_its_beginning(self, engine_of):
+        stopping = EarlyStopping("loss", patience=2)
+        stopping.load_state_dict({"monitor": {"best": 1.0, "last_read": None}, "counter": 1})
+        assert engine_of(losses_of([2.0, 0.5]), stopping).run([None], max_epochs=2).epoch == 1
+
     def test_of_a_handler_without_restore_best_is_small(self):
         stopping = EarlyStopping("loss")
         assert stopping.state_dict().keys() == {"monitor", "counter"}

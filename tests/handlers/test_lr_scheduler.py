@@ -171,6 +171,17 @@ class TestOnAPlateau:
         rates = self.rates(engine_of, [1.0, 0.9, 1.0, 0.8], at=Events.EPOCH_COMPLETED(every=2))
         assert rates == [1.0] * 6 + [0.5] * 2
 
+    def test_takes_the_values_of_a_new_run_of_the_same_engine(self, engine_of):
+        model, optimizer = make()
+        schedule = LRScheduler(ReduceLROnPlateau(optimizer, factor=0.5, patience=0), monitor="val_loss")
+        evaluate = Evaluate(evaluator_giving([1.0, 2.0, 3.0]), [0], modules=[model])
+        engine = engine_of(loss_step(model), schedule, OptimizerStep(optimizer), evaluate)
+        rates = []
+        for _ in range(3):  # each ends at the same iteration
+            engine.run([BATCH])
+            rates.append(lr_of(optimizer))
+        assert rates == [1.0, 0.5, 0.25]
+
     def test_complains_after_the_first_epoch_of_a_value_that_nothing_produces(self, engine_of):
         model, optimizer = make()
         schedule = LRScheduler(ReduceLROnPlateau(optimizer), monitor="val_loss")

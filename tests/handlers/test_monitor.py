@@ -119,6 +119,16 @@ class TestRead:
         engine.run([1, 3], max_epochs=2)
         assert read == [None, None, 2.0, None]
 
+    def test_takes_no_value_that_is_left_from_a_longer_run_before(self, engine_of):
+        evaluator = Engine(lambda engine, batch: None)
+        evaluator.state.metrics["loss"] = 0.5
+        evaluate = Evaluate(evaluator, [0], at=Events.EPOCH_COMPLETED(every=2), modules=[torch.nn.Linear(1, 1)])
+        engine = engine_of(lambda engine, batch: None, evaluate)
+        engine.run([0], max_epochs=2)
+        read = self.read_each(Events.EPOCH_COMPLETED, Monitor("val_loss"), engine)
+        engine.run([0], max_epochs=2)
+        assert read == [None, 0.5]
+
     def test_after_a_reset_takes_the_values_of_a_new_run(self, engine_of):
         evaluator = Engine(lambda engine, batch: None)
         evaluator.state.metrics["loss"] = 0.5

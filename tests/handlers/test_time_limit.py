@@ -99,6 +99,11 @@ class TestTimeLimit:
         engine.load_state_dict({"iteration": 5, "epoch_length": 5, "max_epochs": 10})
         assert engine.run([0] * 5).iteration == 5
 
+    def test_counts_time_that_was_loaded_for_a_run_that_begins_at_its_beginning(self, engine_of, ten_seconds):
+        limit = TimeLimit(75)
+        limit.load_state_dict({"used": 50.0})
+        assert engine_of(ten_seconds, limit).run([0] * 5).iteration == 3
+
     def test_gives_a_new_run_of_the_same_engine_the_whole_time(self, engine_of, ten_seconds):
         engine = engine_of(ten_seconds, TimeLimit(75))
         engine.run([0] * 5)
