@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import html
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from camshaft.engine.events import Events, StepEvents
+from camshaft.engine.events import CallableEventWithFilter, Events, StepEvents
 
 if TYPE_CHECKING:
     from camshaft.engine.engine import Engine
     from camshaft.engine.subscribers import Subscriber
 
-__all__ = ["as_html", "as_text"]
+__all__ = ["as_html", "as_text", "describe_event", "describe_function"]
+
+# In text a handler's representation is cut at this many characters, and further where the name of its method and a
+# filter would make the table wider than 120.
+_LONGEST_OWNER = 60
+_WIDEST_CELL = 74
 
 # As in the drawing of camshaft.engine.events; events of the user follow.
 _ORDER: tuple[Any, ...] = (
@@ -43,7 +49,7 @@ class Row(NamedTuple):
 
 def as_text(engine: Engine) -> str:
     """The table as text, an event's name only on its first line."""
-    lines = [Row("event", "phase", "handler", "time"), *_rows(engine)]
+    lines = [Row("event", "phase", "handler", "time"), *_rows(engine, cut=True)]
     widths = [max(len(row[column]) for row in lines) for column in range(3)]
     rule = Row._make("-" * width for width in (*widths, 7))
     body, last_event = [], ""
@@ -60,7 +66,7 @@ def as_html(engine: Engine) -> str:
     header = "".join(f"<th style='text-align:left'>{name}</th>" for name in ("event", "phase", "handler", "time"))
     rows = "".join(
         "<tr>" + "".join(f"<td style='text-align:left'>{html.escape(cell.strip())}</td>" for cell in row) + "</tr>"
-        for row in _rows(engine)
+        for row in _rows(engine, cut=False)
     )
     return (
         f"<p>{html.escape(_headline(engine))}</p><table><thead><tr>{header}</tr></thead><tbody>{rows}</tbody></table>"
@@ -74,12 +80,12 @@ def _headline(engine: Engine) -> str:
     return f"{type(engine).__name__} of {describe_function(engine._process_function)}{ran}"
 
 
-def _rows(engine: Engine) -> list[Row]:
+def _rows(engine: Engine, cut: bool) -> list[Row]:
     by_event = engine._event_handlers
     events = [*_ORDER, *(event for event in by_event if event not in _ORDER)]
     seconds = engine.state.times.get(Events.COMPLETED.name)
     return [
-        Row(_name(event), subscriber.phase.name, _describe(subscriber), _share(subscriber.seconds, seconds))
+        Row(_name(event), subscriber.phase.name, _describe(subscriber, cut), _share(subscriber.seconds, seconds))
         for event in events
         if event in by_event
         for subscriber in (*by_event[event].prompt, *by_event[event].late)
@@ -90,9 +96,21 @@ def _share(seconds: float, of: float | None) -> str:
     return f"{100 * seconds / of:6.2f}%" if of else ""
 
 
-def _describe(subscriber: Subscriber) -> str:
+def _describe(subscriber: Subscriber, cut: bool) -> str:
     event_filter = getattr(subscriber.event, "filter", None)
-    return describe_function(subscriber.function) + (f"  [{_describe_filter(event_filter)}]" if event_filter else "")
+    filtered = f"  [{_describe_filter(event_filter)}]" if event_filter else ""
+    owner, method = _owner_and_method(subscriber.function)
+    if cut:
+        owner = _cut(owner, min(_LONGEST_OWNER, _WIDEST_CELL - len(method) - len(filtered)))
+    return owner + method + filtered
+
+
+def _cut(shown: str, longest: int) -> str:
+    """``shown`` without its last arguments, if it is too long: ``Checkpoint('runs/digits', …)``."""
+    if len(shown) <= longest:
+        return shown
+    whole_arguments, comma, _ = shown[: longest - 2].rpartition(", ")
+    return f"{whole_arguments}, …)" if comma else f"{shown[: longest - 2]}…)"
 
 
 def _describe_filter(event_filter: Any) -> str:
@@ -106,21 +124,38 @@ def _describe_filter(event_filter: Any) -> str:
     return ", ".join(f"{name}={values[name]}" for name in order if name in values and values[name] != float("inf"))
 
 
+def describe_event(event: CallableEventWithFilter) -> str:
+    """An event as it is written in code, with the filter that Ignite's own representation does not show.
+
+    Example:
+        >>> describe_event(Events.EPOCH_COMPLETED(every=5))
+        'Events.EPOCH_COMPLETED(every=5)'
+    """
+    kinds = (kind.__name__ for kind in (Events, StepEvents) if event.name in kind.__members__)
+    filtered = f"({_describe_filter(event.filter)})" if event.filter else ""
+    return ".".join([*kinds, event.name]) + filtered
+
+
 def describe_function(function: Any) -> str:
-    """A name that a reader finds in the code: ``EarlyStopping('val_loss').decide``, ``training_step``.
+    """A name that a reader finds in the code: ``EarlyStopping(monitor='val_loss').decide``, ``training_step``.
 
     Example:
         >>> describe_function(describe_function)
         'describe_function'
     """
+    return "".join(_owner_and_method(function))
+
+
+def _owner_and_method(function: Any) -> tuple[str, str]:
+    """The object with its arguments and ``.method``; for a function that is no method, nothing and its name."""
     owner = getattr(function, "__self__", None)
-    if owner is not None and not isinstance(owner, type) and hasattr(function, "__name__"):
+    if owner is not None and not isinstance(owner, (type, ModuleType)) and hasattr(function, "__name__"):
         shown = repr(owner)
         if shown.startswith("<"):  # an object without a representation of its own
             shown = type(owner).__name__
-        return f"{shown}.{function.__name__}"
+        return shown, f".{function.__name__}"
     name = getattr(function, "__qualname__", None)
-    return name.replace("<locals>.", "") if name else repr(function)
+    return "", name.replace("<locals>.", "") if name else repr(function)
 
 
 def _name(event: Any) -> str:

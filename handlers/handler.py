@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from enum import Enum
+from types import FunctionType, MethodType
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from ignite.engine import Engine as IgniteEngine
 
-from camshaft.engine.events import STEP_EVENT_ATTRIBUTES, Events
+from camshaft.engine.events import STEP_EVENT_ATTRIBUTES, CallableEventWithFilter, Events, EventsList
+from camshaft.engine.overview import describe_event, describe_function
 from camshaft.engine.phases import Phase, events_in, subscribe
 from camshaft.engine.training_step import TrainingStep
 
@@ -61,15 +66,13 @@ class Handler:
     alone: ClassVar[bool] = False
     """Whether an engine takes at most one handler of this class."""
 
-    _arguments: dict[str, Any]
+    _call: inspect.BoundArguments | None = None
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         handler = super().__new__(cls)
-        try:  # for repr; __init__ says what is wrong with arguments that do not bind
-            handler._arguments = inspect.signature(cls.__init__).bind(handler, *args, **kwargs).arguments
-            handler._arguments.pop("self", None)
-        except TypeError:
-            handler._arguments = {}
+        # For repr; __init__ says what is wrong with arguments that do not bind.
+        with suppress(TypeError):
+            handler._call = inspect.signature(cls.__init__.__get__(handler)).bind(*args, **kwargs)
         return handler
 
     def attach(self, engine: IgniteEngine) -> None:
@@ -155,8 +158,7 @@ class Handler:
         """Take back what :meth:`state_dict` gave."""
 
     def __repr__(self) -> str:
-        shown = ", ".join(f"{name}={_shorten(value)}" for name, value in self._arguments.items())
-        return f"{type(self).__name__}({shown})"
+        return f"{type(self).__name__}({', '.join(_as_written(self._call)) if self._call else ''})"
 
 
 def handlers_of(engine: IgniteEngine) -> list[Handler]:
@@ -191,11 +193,45 @@ def _check_handlers(engine: IgniteEngine) -> None:
         handler.check(engine)
 
 
+def _as_written(call: inspect.BoundArguments) -> Iterator[str]:
+    """The arguments of a call as one would write them, without those that are the default anyway."""
+    for name, value in call.arguments.items():
+        parameter = call.signature.parameters[name]
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            yield from map(_shorten, value)
+        elif parameter.kind is parameter.VAR_KEYWORD:
+            yield from (f"{key}={_shorten(item)}" for key, item in value.items())
+        elif not _same(value, parameter.default):
+            yield _shorten(value) if parameter.kind is parameter.POSITIONAL_ONLY else f"{name}={_shorten(value)}"
+
+
+def _same(value: Any, default: Any) -> bool:
+    """Whether an argument is its default; of one type, because to Ignite an event equals a filtered one."""
+    return value is default or (type(value) is type(default) and isinstance(value, _PLAIN) and bool(value == default))
+
+
+_PLAIN = (bool, int, float, str, bytes, tuple, os.PathLike, Enum)
+_LONGEST = 100  # characters of a string, or a path
+
+
 def _shorten(value: Any) -> str:
     """A representation that fits in a line: modules, optimizers and loaders by their class alone."""
-    if isinstance(value, (tuple, list)):
-        return "(" + ", ".join(map(_shorten, value)) + ")" if value else "()"
+    if isinstance(value, (str, os.PathLike)):
+        text = os.fspath(value)
+        return repr(text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…")
+    if isinstance(value, tuple) and type(value) is tuple:
+        return "(" + ", ".join(map(_shorten, value)) + (",)" if len(value) == 1 else ")")
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_shorten, value)) + "]"
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {_shorten(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, EventsList):
+        return " | ".join(map(_shorten, value))
+    if isinstance(value, Enum):
+        return f"{type(value).__name__}.{value.name}"
+    if isinstance(value, CallableEventWithFilter):
+        return describe_event(value)
+    if isinstance(value, (type, FunctionType, MethodType)):
+        return describe_function(value)
     shown = repr(value)
     return shown if len(shown) <= 40 and "\n" not in shown and not shown.startswith("<") else type(value).__name__

@@ -100,6 +100,7 @@ def record(program: Program, engine_class: type[IgniteEngine], watched: bool = T
     program(recorder)
     for engine in recorder.engines:  # Ignite's would tell these handlers that their interrupted run is dropped
         engine._event_handlers.pop(Events.EXCEPTION_RAISED, None)
+        engine._internal_run_generator = None
     return recorder.record
 
 

@@ -99,13 +99,13 @@ def handlers(events: list[Any], actions: list[str], filters: st.SearchStrategy[d
         st.sampled_from(events),
         filters,
         st.sampled_from(actions),
-        st.frozensets(st.integers(1, 5), min_size=1, max_size=2),
+        st.frozensets(st.integers(1, 4), min_size=1, max_size=3),
         st.booleans(),
     )
 
 
 HANDLERS = st.lists(
-    handlers(EVENTS, ACTIONS, st.just({})) | handlers(FILTERED_EVENTS, ACTIONS, FILTERS), min_size=0, max_size=5
+    handlers(EVENTS, ACTIONS, st.just({})) | handlers(FILTERED_EVENTS, ACTIONS, FILTERS), min_size=1, max_size=6
 )
 ERROR_HANDLERS = st.lists(handlers([Events.EXCEPTION_RAISED], ACTIONS_ON_ERRORS, st.just({})), max_size=2)
 DATA = st.tuples(st.sampled_from(["list", "iterator", "without length", "nothing"]), st.integers(0, 5))

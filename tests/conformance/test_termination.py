@@ -189,6 +189,7 @@ def test_two_engines_take_turns_within_an_event_loop(engine_class) -> None:
         while engine.state.iteration < 3:
             engine.run(range(3))
             await asyncio.sleep(0)
+        assert engine.run(range(3)).times["COMPLETED"]  # not before
 
     async def main() -> None:
         await asyncio.gather(run_in_turns("a"), run_in_turns("b"))
