@@ -6,11 +6,17 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from camshaft import __version__
+from camshaft.commands import CommandError
 
 # Each command is a module in `camshaft/commands/` of the same name, with `add_arguments(parser)` and
 # `run(arguments) -> exit status`. Only the module of the command that was asked for is imported.
 COMMANDS = {
+    "checkpoints": "list the checkpoints of a run, and say which are whole",
+    "diff": "show where two checkpoints differ",
     "env": "print the versions of what a training run depends on",
+    "export": "write the weights in a checkpoint as a safetensors file",
+    "plot": "draw the learning curves of runs",
+    "resume": "start the command of a run again, which then goes on",
 }
 
 
@@ -25,9 +31,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if name in arguments:
             command = import_module(f"camshaft.commands.{name}")
             command.add_arguments(command_parser)
-            command_parser.set_defaults(run=command.run)
+            command_parser.set_defaults(command=command.run)
     parsed = parser.parse_args(arguments)
-    status: int = parsed.run(parsed)
+    try:
+        status: int = parsed.command(parsed)
+    except CommandError as error:
+        sys.stderr.write(f"camshaft: {error}\n")
+        return 2
     return status
 
 

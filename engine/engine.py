@@ -192,8 +192,6 @@ class Engine(IgniteEngine):
         position = self._init_iter or 0  # iterations of this epoch that are done
         self._init_iter = None
         self._progress = state.epoch - 1, state.iteration - position
-        if position and position == state.epoch_length:
-            return 0.0  # resumed between an epoch's last iteration and its end
         restarted = False  # the data ended and began anew since the last batch
         try:
             while True:

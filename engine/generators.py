@@ -11,7 +11,14 @@ from typing import Any
 
 import torch
 
-__all__ = ["generator_states", "generators_kept", "generators_within", "set_generator_states"]
+__all__ = [
+    "generator_states",
+    "generators_kept",
+    "generators_within",
+    "is_generator",
+    "seed_generators",
+    "set_generator_states",
+]
 
 States = dict[str, Any]
 
@@ -82,6 +89,37 @@ def generators_kept(own: Mapping[str, Any] | None = None) -> Iterator[None]:
         set_generator_states(states, own)
 
 
+def seed_generators(seed: int, own: Mapping[str, Any] | None = None) -> None:
+    """Seed python's, NumPy's and torch's global generators, those of torch on the CPU alone, and ``own`` ones.
+
+    Args:
+        seed: not negative; NumPy's global generator takes it modulo 2**32.
+        own: generators that are not global; each gets another seed than the global ones.
+
+    Example:
+        >>> generator = torch.Generator()
+        >>> seed_generators(1, {"own": generator})
+        >>> first = torch.rand(1), torch.rand(1, generator=generator)
+        >>> seed_generators(1, {"own": generator})
+        >>> first == (torch.rand(1), torch.rand(1, generator=generator)), first[0] == first[1]
+        (True, tensor([False]))
+    """
+    random.seed(seed)
+    torch.default_generator.manual_seed(seed)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(seed % 2**32)
+    for generator in (own or {}).values():
+        seed += 0x9E3779B9  # far from the seeds of neighbouring batches
+        if isinstance(generator, torch.Generator):
+            generator.manual_seed(seed)
+        elif isinstance(generator, random.Random):
+            generator.seed(seed)
+        elif type(generator).__name__ == "RandomState":
+            generator.seed(seed % 2**32)
+        else:
+            generator.bit_generator.state = type(generator.bit_generator)(seed).state
+
+
 def generators_within(**things: Any) -> dict[str, Any]:
     """The generators that are attributes of ``things``, such as a loader, its sampler and its data set.
 
@@ -94,13 +132,19 @@ def generators_within(**things: Any) -> dict[str, Any]:
         f"{name}.{attribute}": value
         for name, thing in things.items()
         for attribute, value in sorted(getattr(thing, "__dict__", {}).items())
-        if _is_generator(value)
+        if is_generator(value)
     }
 
 
-def _is_generator(value: Any) -> bool:
+def is_generator(value: Any) -> bool:
+    """Whether it is a generator of python's, NumPy's or torch's that has a state.
+
+    Example:
+        >>> is_generator(random.Random(1)), is_generator(random.SystemRandom()), is_generator(1)
+        (True, False, False)
+    """
     if isinstance(value, (random.Random, torch.Generator)):
-        return True
+        return not isinstance(value, random.SystemRandom)
     return type(value).__module__.startswith("numpy.random") and type(value).__name__ in {"Generator", "RandomState"}
 
 
@@ -133,9 +177,8 @@ def _of_own(generator: Any) -> Any:
         return generator.get_state()
     if isinstance(generator, random.Random):
         return _of_python(generator)
-    if type(generator).__name__ == "RandomState":
-        return _of_numpy(generator.get_state(legacy=False))
-    return json.dumps(generator.bit_generator.state, default=_array_as_list)  # its integers are of 128 bits
+    state = generator.get_state(legacy=False) if hasattr(generator, "get_state") else generator.bit_generator.state
+    return json.dumps(state, default=_array_as_list)  # NumPy's integers are of 128 bits
 
 
 def _set_own(generator: Any, state: Any) -> None:
@@ -143,8 +186,8 @@ def _set_own(generator: Any, state: Any) -> None:
         generator.set_state(state)
     elif isinstance(generator, random.Random):
         generator.setstate(_to_python(state))
-    elif type(generator).__name__ == "RandomState":
-        generator.set_state(_to_numpy(state))
+    elif hasattr(generator, "set_state"):
+        generator.set_state(json.loads(state))
     else:
         generator.bit_generator.state = json.loads(state)
 

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import itertools
-import random
-import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from ignite.engine import Engine as IgniteEngine
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from camshaft.engine.generators import generator_states, generators_kept, generators_within, set_generator_states
+from camshaft.engine.generators import (
+    generator_states,
+    generators_kept,
+    generators_within,
+    seed_generators,
+    set_generator_states,
+)
 
 __all__ = ["ResumableData"]
 
@@ -27,19 +32,25 @@ class ResumableData:
 
     - a ``DataLoader`` of a map-style data set by its sampler, without loading a sample. Where its samplers are not
       torch's, the indices are drawn all at once when the data begins, so that what the sampler draws and what the step
-      draws do not depend on each other. In workers each batch is loaded with a seed of its own, so that random
-      augmentation does not depend on what the worker did before.
-    - data with ``state_dict`` and ``load_state_dict`` (torchdata's ``StatefulDataLoader``) by these.
+      draws do not depend on each other; those of a sampler without length are drawn one by one from generators of its
+      own. In workers each batch is loaded with a seed of its own, so that random augmentation does not depend on what
+      the worker did before.
+    - other data with ``state_dict`` and ``load_state_dict`` (torchdata's ``StatefulDataLoader`` of an
+      ``IterableDataset``) by these.
     - anything else by going through it again, which a warning says.
+
+    Generators and numbers that are attributes of the loader's samplers and data set, such as an epoch that a sampler
+    counts, are kept as well.
 
     Args:
         engine: the engine whose data it is, Camshaft's or a stock Ignite one.
     """
 
     def __init__(self, engine: IgniteEngine) -> None:
-        self._loaders: dict[int, _ResumableLoader] = {}  # kept, as persistent workers keep what they were given
+        self._loaders: WeakKeyDictionary[DataLoader[Any], _ResumableLoader] = WeakKeyDictionary()
+        self._at_first: tuple[Any, dict[str, Any]] = None, {}  # the data, and its numbers before the run
         self._began_at_iteration = 0
-        self._states_at_begin: Mapping[str, Any] | None = None
+        self._at_begin: Mapping[str, Any] | None = None
         self._resume: Mapping[str, Any] | None = None
         make_anew = engine._setup_dataloader_iter
 
@@ -51,52 +62,61 @@ class ResumableData:
 
         engine._setup_dataloader_iter = setup_dataloader_iter
 
+    def look_at(self, data: Any) -> None:
+        """Note the numbers that parts of ``data`` have before a run: only those that change are kept later."""
+        if self._at_first[0] is not data:
+            self._at_first = data, _numbers_in(data)
+
     def iterator(self, data: Iterable[Any], iteration: int) -> Iterator[Any]:
         """An iterator over ``data`` from its beginning, or from the position that was loaded."""
+        self.look_at(data)
         if self._resume is not None:
             return self._found_again(data, iteration)
         self._began_at_iteration = iteration
-        self._states_at_begin = generator_states(_generators_of(data))
+        self._at_begin = {"generators": generator_states(_generators_of(data)), "numbers": self._changed_numbers(data)}
         return self._begin(data, skip=0)
 
     def state_dict(self, engine: IgniteEngine) -> dict[str, Any]:
         """The position after the iteration that was last completed."""
+        if self._resume is not None:  # loaded, but not yet gone to
+            return dict(self._resume)
         data = engine.state.dataloader
         state = {
             "taken": engine.state.iteration - self._began_at_iteration,
-            "states_at_begin": self._states_at_begin,
-            "own": generator_states(_generators_of(data))["own"],
+            "at_begin": self._at_begin,
+            "generators": generator_states(_generators_of(data))["own"],
+            "numbers": self._changed_numbers(data),
         }
-        if _has_state(data) and engine._dataloader_iter is not None:
+        if _keeps_its_position(data) and engine._dataloader_iter is not None:
             state["loader"] = data.state_dict()
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Let the next iterator begin where ``state`` was taken."""
-        self._resume = state if state["states_at_begin"] is not None else None
+        self._resume = state if state["at_begin"] is not None else None
 
-    def _found_again(self, data: Iterable[Any], iteration: int) -> Iterator[Any]:
+    def _found_again(self, data: Any, iteration: int) -> Iterator[Any]:
         state, self._resume = self._resume, None
         assert state is not None
-        taken = state["taken"]
         own = _generators_of(data)
-        self._began_at_iteration = iteration - taken
-        self._states_at_begin = state["states_at_begin"]
+        self._began_at_iteration = iteration - state["taken"]
+        self._at_begin = state["at_begin"]
         with generators_kept():
-            set_generator_states(state["states_at_begin"], own)
-            if "loader" in state and _has_state(data):
-                data.load_state_dict(state["loader"])
-                iterator = iter(data)
+            set_generator_states(state["at_begin"]["generators"], own)
+            self._set_numbers(data, state["at_begin"]["numbers"])
+            if "loader" in state and _keeps_its_position(data):
+                iterator = _loaded(data, state["loader"])
             else:
-                iterator = self._begin(data, skip=taken)
-        set_generator_states({**generator_states(), "own": state["own"]}, own)
+                iterator = self._begin(data, skip=state["taken"])
+        set_generator_states({**generator_states(), "own": state["generators"]}, own)
+        self._set_numbers(data, state["numbers"])
         return iterator
 
-    def _begin(self, data: Iterable[Any], skip: int) -> Iterator[Any]:
-        if type(data) is DataLoader and not isinstance(data.dataset, IterableDataset):
-            if id(data) not in self._loaders:
-                self._loaders[id(data)] = _ResumableLoader(data)
-            return self._loaders[id(data)].iterator(skip)
+    def _begin(self, data: Any, skip: int) -> Iterator[Any]:
+        if _is_map_style(data):
+            if data not in self._loaders:  # else persistent workers have what they were given the first time
+                self._loaders[data] = _ResumableLoader(data)
+            return self._loaders[data].iterator(data, skip)
         iterator = iter(data)
         if skip:
             if not isinstance(data, (list, tuple, range)):
@@ -108,6 +128,18 @@ class ResumableData:
                 )
             next(itertools.islice(iterator, skip - 1, skip), None)
         return iterator
+
+    def _changed_numbers(self, data: Any) -> dict[str, Any]:
+        """The numbers that are not what they were before the run: not the size of a batch or the rank of a process."""
+        _, at_first = self._at_first
+        return {name: number for name, number in _numbers_in(data).items() if at_first.get(name) != number}
+
+    def _set_numbers(self, data: Any, changed: Mapping[str, Any]) -> None:
+        parts = _parts_of(data)
+        for name, number in {**self._at_first[1], **changed}.items():
+            part, attribute = name.split(".", 1)
+            if getattr(parts[part], attribute, number) != number:
+                setattr(parts[part], attribute, number)
 
 
 class _Seeded(NamedTuple):
@@ -121,19 +153,17 @@ class _ResumableLoader:
     """Makes iterators of one map-style ``DataLoader`` that begin after the first ``skip`` batches."""
 
     def __init__(self, loader: DataLoader[Any]) -> None:
-        self.loader = loader
-        self.batched = loader.batch_sampler is not None
-        sampler = loader.batch_sampler if self.batched else loader.sampler
-        self.sampler = _ResumableSampler(sampler, with_seeds=loader.num_workers > 0)
+        self.part = "sampler" if loader.batch_sampler is None else "batch_sampler"
+        self.sampler = _ResumableSampler(getattr(loader, self.part), with_seeds=loader.num_workers > 0)
         self.dataset = _SeededDataset(loader.dataset)
 
-    def iterator(self, skip: int) -> Iterator[Any]:
+    def iterator(self, loader: DataLoader[Any], skip: int) -> Iterator[Any]:
         self.sampler.begin(skip)
-        substitutes: dict[str, Any] = {"batch_sampler" if self.batched else "sampler": self.sampler}
-        if self.loader.num_workers > 0:
+        substitutes: dict[str, Any] = {self.part: self.sampler}
+        if self.sampler.with_seeds:
             substitutes["dataset"] = self.dataset
-        with _substituted(self.loader, substitutes):
-            iterator = iter(self.loader)
+        with _substituted(loader, substitutes):
+            iterator = iter(loader)
         if skip:
             self.sampler.indices.start()  # while the generators are what they were when the data began
         return iterator
@@ -175,8 +205,7 @@ class _Indices:
     def start(self) -> Iterator[tuple[int, Any]]:
         """Pass over what is to be skipped, and not one index more."""
         if self.numbered is None:
-            everything = self.sampler if _draws_only_when_it_begins(self.sampler) else list(self.sampler)
-            self.numbered = enumerate(everything)
+            self.numbered = enumerate(_drawn_independently(self.sampler))
             next(itertools.islice(self.numbered, self.skip, self.skip), None)
         return self.numbered
 
@@ -188,18 +217,42 @@ class _Indices:
         return self
 
 
+def _drawn_independently(sampler: Any) -> Iterable[Any]:
+    """The indices of a sampler, such that what it draws does not depend on what others draw meanwhile."""
+    parts = [sampler, getattr(sampler, "sampler", sampler)]
+    if all(type(part).__module__.startswith("torch.") for part in parts):
+        return sampler  # torch's own draw before their first index all that they draw from global generators
+    return list(sampler) if isinstance(sampler, Sized) else _with_generators_of_its_own(iter(sampler))
+
+
+def _with_generators_of_its_own(indices: Iterator[Any]) -> Iterator[Any]:
+    states = generator_states()
+    while True:
+        with generators_kept():
+            set_generator_states(states)
+            try:
+                index = next(indices)
+            except StopIteration:
+                return
+            states = generator_states()
+        yield index
+
+
 class _SeededDataset(Dataset[Any]):
-    """A data set in a worker: seeds python's, NumPy's and torch's generators, then loads."""
+    """A data set in a worker: seeds python's, NumPy's, torch's and its own generators, then loads.
+
+    Any other attribute is that of the user's data set, also when ``worker_init_fn`` sets one.
+    """
 
     def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
+        vars(self)["dataset"] = dataset
 
     def __getitem__(self, seeded: _Seeded) -> Any:
-        _seed_generators(seeded.seed)
+        seed_generators(seeded.seed, generators_within(dataset=self.dataset))
         return self.dataset[seeded.index]
 
     def __getitems__(self, seeded: _Seeded) -> list[Any]:
-        _seed_generators(seeded.seed)
+        seed_generators(seeded.seed, generators_within(dataset=self.dataset))
         whole_batch = getattr(self.dataset, "__getitems__", None)
         return whole_batch(seeded.index) if whole_batch else [self.dataset[index] for index in seeded.index]
 
@@ -211,34 +264,53 @@ class _SeededDataset(Dataset[Any]):
             raise AttributeError(name)
         return getattr(self.dataset, name)
 
-
-def _seed_generators(seed: int) -> None:
-    torch.manual_seed(seed)
-    random.seed(seed)
-    if "numpy" in sys.modules:
-        sys.modules["numpy"].random.seed(seed % 2**32)
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self.dataset, name, value)
 
 
-def _draws_only_when_it_begins(sampler: Any) -> bool:
-    """Whether all its random numbers come before its first index, as in torch's own samplers."""
-    parts = [sampler, getattr(sampler, "sampler", sampler)]
-    return not isinstance(sampler, Sized) or all(type(part).__module__.startswith("torch.") for part in parts)
+def _is_map_style(data: Any) -> bool:
+    """Whether it is a ``DataLoader`` whose batches are told by a sampler, torch's or torchdata's."""
+    if not isinstance(data, DataLoader) or isinstance(data.dataset, IterableDataset):
+        return False
+    return type(data).__iter__ is DataLoader.__iter__ or type(data).__module__.startswith("torchdata.")
+
+
+def _keeps_its_position(data: Any) -> bool:
+    has_state = callable(getattr(data, "state_dict", None)) and callable(getattr(data, "load_state_dict", None))
+    return has_state and not _is_map_style(data)
+
+
+def _loaded(data: Any, state: Mapping[str, Any]) -> Iterator[Any]:
+    data.load_state_dict(state)
+    iterator = iter(data)
+    # torchdata's loader begins anew where it was at its end; here the engine is to see that end first.
+    return iter(()) if state.get("_iterator_finished") else iterator
+
+
+def _parts_of(data: Any) -> dict[str, Any]:
+    """A loader and what it is made of, as far as it is in this process."""
+    batch_sampler = getattr(data, "batch_sampler", None)
+    return {
+        "data": data,
+        "sampler": getattr(data, "sampler", None),
+        "batch_sampler": batch_sampler,
+        "inner_sampler": getattr(batch_sampler, "sampler", None),
+        "dataset": getattr(data, "dataset", None),
+    }
 
 
 def _generators_of(data: Any) -> dict[str, Any]:
-    """The generators of a loader and its parts, as far as they are in this process."""
-    batch_sampler = getattr(data, "batch_sampler", None)
-    return generators_within(
-        data=data,
-        sampler=getattr(data, "sampler", None),
-        batch_sampler=batch_sampler,
-        inner_sampler=getattr(batch_sampler, "sampler", None),
-        dataset=getattr(data, "dataset", None),
-    )
+    return generators_within(**_parts_of(data))
 
 
-def _has_state(data: Any) -> bool:
-    return callable(getattr(data, "state_dict", None)) and callable(getattr(data, "load_state_dict", None))
+def _numbers_in(data: Any) -> dict[str, Any]:
+    """The numbers that are attributes of a loader's samplers and data set, or of other data, by name."""
+    return {
+        f"{name}.{attribute}": value
+        for name, part in _parts_of(data).items()
+        for attribute, value in getattr(part, "__dict__", {}).items()
+        if type(value) in (int, float, bool) and not isinstance(part, DataLoader)
+    }
 
 
 @contextmanager

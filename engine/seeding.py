@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import random
-import sys
 
 import torch
+
+from camshaft.engine.generators import seed_generators
 
 __all__ = ["seed_everything"]
 
@@ -28,18 +28,18 @@ def seed_everything(seed: int, *, deterministic: bool = False) -> int:
         ValueError: a seed that NumPy does not take.
 
     Example:
+        >>> import random
         >>> _ = seed_everything(1)
         >>> first = torch.rand(1), random.random()
+        >>> import random
         >>> _ = seed_everything(1)
         >>> first == (torch.rand(1), random.random())
         True
     """
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise ValueError(f"A seed is an integer from 0 to {2**32 - 1}, but got {seed!r}.")
-    random.seed(seed)
-    torch.manual_seed(seed)
-    if "numpy" in sys.modules:
-        sys.modules["numpy"].random.seed(seed)
+    seed_generators(seed)
+    torch.manual_seed(seed)  # on every device
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)

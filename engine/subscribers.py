@@ -105,6 +105,14 @@ class Subscribers(list[Entry]):
                 if self.filtered:  # whoever was called may have changed it
                     count = getattr(engine.state, self.attribute)
 
+    def fire_from(self, engine: Engine, phase: Phase) -> None:
+        """Fire the event for those of ``phase`` and later: what an earlier process did not come to."""
+        rest = Subscribers(self.event, self.engine)
+        rest.attribute, rest.filtered = self.attribute, self.filtered
+        rest.prompt = [subscriber for subscriber in self.prompt if subscriber.phase >= phase]
+        rest.late = [subscriber for subscriber in self.late if subscriber.phase >= phase]
+        rest.fire(engine)
+
     def add(self, entry: Entry, phase: Phase, event: Any) -> None:
         """Add ``entry`` behind all of its phase and before all later ones; ``event`` tells its filter."""
         subscriber = Subscriber(entry, phase, self.engine, event)

@@ -50,6 +50,8 @@ class TrainingStep:
         group_size: micro-batches in one optimizer step.
         weight_key: the entry of the returned mapping that weighs a micro-batch in its group.
         stepping: the ``OptimizerStep`` that makes its step just now.
+        exchange_gradients: brings the gradients of several processes together where backward has not: of a group that
+            ended before its last micro-batch.
     """
 
     def __init__(self, engine: IgniteEngine, function: Callable[[Any, Any], Any]) -> None:
@@ -61,6 +63,7 @@ class TrainingStep:
         self.group_size = 1
         self.weight_key: str | None = None
         self.stepping: Backward | None = None
+        self.exchange_gradients: Callable[[list[torch.nn.Parameter]], None] | None = None
         if not engine.has_registered_events(StepEvents.FORWARD_STARTED):
             engine.register_events(*StepEvents, event_to_attr=STEP_EVENT_ATTRIBUTES)
         self.moments = {event: _moment(engine, event) for event in StepEvents}

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from camshaft.handlers.amp import AMP
     from camshaft.handlers.checkpoint import Checkpoint
     from camshaft.handlers.csv_logger import CSVLogger
+    from camshaft.handlers.data_parallel import DataParallel
     from camshaft.handlers.device import Device
     from camshaft.handlers.distributed_sampling import DistributedSampling
     from camshaft.handlers.early_stopping import EarlyStopping
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from camshaft.handlers.optimizer_step import OptimizerStep
     from camshaft.handlers.preemption import Preemption
     from camshaft.handlers.progress_bar import ProgressBar
+    from camshaft.handlers.run_record import RunRecord
     from camshaft.handlers.tensorboard_logger import TensorBoardLogger
     from camshaft.handlers.terminate_on_nan import TerminateOnNaN
     from camshaft.handlers.time_limit import TimeLimit
@@ -34,6 +36,7 @@ __all__ = [
     "AMP",
     "CSVLogger",
     "Checkpoint",
+    "DataParallel",
     "Device",
     "DistributedSampling",
     "EMA",
@@ -49,6 +52,7 @@ __all__ = [
     "OptimizerStep",
     "Preemption",
     "ProgressBar",
+    "RunRecord",
     "TensorBoardLogger",
     "TerminateOnNaN",
     "TimeLimit",
@@ -58,6 +62,7 @@ _modules = {
     "AMP": "amp",
     "CSVLogger": "csv_logger",
     "Checkpoint": "checkpoint",
+    "DataParallel": "data_parallel",
     "Device": "device",
     "DistributedSampling": "distributed_sampling",
     "EMA": "ema",
@@ -73,6 +78,7 @@ _modules = {
     "OptimizerStep": "optimizer_step",
     "Preemption": "preemption",
     "ProgressBar": "progress_bar",
+    "RunRecord": "run_record",
     "TensorBoardLogger": "tensorboard_logger",
     "TerminateOnNaN": "terminate_on_nan",
     "TimeLimit": "time_limit",

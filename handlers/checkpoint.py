@@ -37,6 +37,7 @@ from camshaft.handlers.evaluate import Evaluate
 from camshaft.handlers.handler import Handler, On, handlers_of
 from camshaft.handlers.monitor import Mode, Monitor, values_of
 from camshaft.handlers.run_lock import RunLock
+from camshaft.handlers.run_record import record_run
 
 __all__ = ["Checkpoint"]
 
@@ -278,6 +279,8 @@ class Checkpoint(Handler):
             "generators": instead.get("generators") or generator_states(self._own_generators(engine)),
         }
         metadata = {"iteration": state.iteration, "epoch": state.epoch, "value": value, "finished": finished}
+        if self.monitor is not None:
+            metadata |= {"monitor": self.monitor.name, "mode": self.monitor.mode}
         write = self._write if self._writer is None else self._writer.write
         self._attempt(write, f"iteration={state.iteration:08d}{moment}", plain(content), metadata)
 
@@ -341,6 +344,7 @@ class Checkpoint(Handler):
         """Take the directory for this process, and clear what a killed one left unfinished."""
         self._lock.acquire()
         self.store.clear_leftovers()
+        self._attempt(record_run, self.directory)
 
     def restore(self, engine: Any) -> None:
         """Bring back the newest whole checkpoint, if this run is at its beginning."""

@@ -1,7 +1,8 @@
 """Checkpoints as directories that are either whole or absent.
 
 A checkpoint is written under another name beside its own, with a digest of each file, flushed to the disk, and renamed.
-Reading compares the digests and never runs code from the file.
+Reading compares the digests and never runs code from the file. Only reading and writing of a state import torch, so that
+the command line can list checkpoints at once.
 """
 
 from __future__ import annotations
@@ -9,14 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
-
-import torch
 
 __all__ = ["BrokenCheckpointError", "CheckpointStore", "SavedCheckpoint"]
 
@@ -38,6 +38,9 @@ class SavedCheckpoint(NamedTuple):
         epoch: of that iteration.
         value: of what is monitored, or None.
         finished: whether the run had ended.
+        number: of all that were written here, the how-manieth; the highest is the newest, whatever its iteration.
+        monitor: the name of what is monitored, or None.
+        mode: whether the best of it is the ``"min"`` or the ``"max"``.
     """
 
     path: Path
@@ -45,6 +48,9 @@ class SavedCheckpoint(NamedTuple):
     epoch: int
     value: float | None
     finished: bool
+    number: int = 0
+    monitor: str | None = None
+    mode: str | None = None
 
 
 class CheckpointStore:
@@ -55,6 +61,7 @@ class CheckpointStore:
 
     Example:
         >>> import tempfile
+        >>> import torch
         >>> store = CheckpointStore(tempfile.mkdtemp())
         >>> path = store.write("iteration=3", {"model": {"weight": torch.ones(2)}}, {"iteration": 3, "epoch": 1})
         >>> store.read(path)
@@ -77,6 +84,8 @@ class CheckpointStore:
         Raises:
             OSError: the disk is full or the directory cannot be written; the message names it.
         """
+        import torch  # noqa: PLC0415 - not for the command line
+
         final, writing = self.directory / name, self.directory / f"{_WRITING}{name}"
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -86,7 +95,8 @@ class CheckpointStore:
                 digesting = _DigestingFile(file)
                 torch.save(dict(state), digesting)
             files = {STATE_FILE: {"bytes": digesting.bytes, "sha256": digesting.sha256.hexdigest()}}
-            content = {**metadata, "files": files}
+            number = 1 + max((checkpoint.number for checkpoint in self.list()), default=0)
+            content = {**metadata, "number": number, "files": files}
             with _synced_file(writing / METADATA_FILE) as file:
                 file.write(json.dumps({**content, "sha256": _digest(content)}, indent=1).encode())
             _sync_directory(writing)
@@ -110,7 +120,28 @@ class CheckpointStore:
         Raises:
             BrokenCheckpointError: it is not whole, or not what was written.
         """
+        import torch  # noqa: PLC0415 - not for the command line
+
         path = Path(path)
+        self.verify(path)
+        try:
+            state: dict[str, Any] = torch.load(path / STATE_FILE, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            raise BrokenCheckpointError(
+                f"The checkpoint {path} is broken: its digests are right, but {STATE_FILE} does not hold tensors and plain "
+                f"values alone ({_first_line(error)})."
+            ) from error
+        return state
+
+    def verify(self, path: Path) -> None:
+        """Compare a checkpoint's digests, without loading its state.
+
+        Args:
+            path: its directory.
+
+        Raises:
+            BrokenCheckpointError: it is not whole, or not what was written.
+        """
         for name, expected in self._metadata(path)["files"].items():
             try:
                 size, digest = _size_and_digest(path / name)
@@ -121,18 +152,16 @@ class CheckpointStore:
                     f"The checkpoint {path} is broken: {name} is not what was written ({expected['bytes']} bytes were "
                     f"written, {size} are there)."
                 )
-        state: dict[str, Any] = torch.load(path / STATE_FILE, map_location="cpu", weights_only=True)
-        return state
 
     def list(self) -> list[SavedCheckpoint]:
         """All checkpoints whose metadata is whole, the oldest first; their states are not read."""
         return self._survey()[0]
 
-    def newest_whole(self, finished: bool = True) -> tuple[SavedCheckpoint, dict[str, Any]] | None:
+    def newest_whole(self, *, running: bool = False) -> tuple[SavedCheckpoint, dict[str, Any]] | None:
         """The newest checkpoint that is whole, with its state; a warning names each newer one that is broken.
 
         Args:
-            finished: take one of a finished run, too.
+            running: take one of a finished run only if no other is whole.
 
         Returns:
             None if there is no checkpoint at all.
@@ -141,9 +170,9 @@ class CheckpointStore:
             BrokenCheckpointError: there are some, but none is whole; nothing is deleted.
         """
         checkpoints, broken = self._survey()
+        if running:
+            checkpoints.sort(key=lambda checkpoint: not checkpoint.finished)
         for checkpoint in reversed(checkpoints):
-            if checkpoint.finished and not finished:
-                continue
             try:
                 state = self.read(checkpoint.path)
             except BrokenCheckpointError as error:
@@ -161,6 +190,7 @@ class CheckpointStore:
     def delete(self, path: Path) -> None:
         """Delete a checkpoint so that at no moment a part of it looks like one."""
         doomed = self.directory / f"{_WRITING}{path.name}"
+        shutil.rmtree(doomed, ignore_errors=True)
         os.rename(path, doomed)
         shutil.rmtree(doomed)
 
@@ -187,8 +217,9 @@ class CheckpointStore:
                 broken.append(str(error))
                 continue
             value, finished = metadata.get("value"), metadata.get("finished", False)
-            found.append(SavedCheckpoint(path, metadata["iteration"], metadata["epoch"], value, finished))
-        return sorted(found, key=lambda checkpoint: (checkpoint.iteration, checkpoint.path.name)), broken
+            more = metadata.get("number", 0), metadata.get("monitor"), metadata.get("mode")
+            found.append(SavedCheckpoint(path, metadata["iteration"], metadata["epoch"], value, finished, *more))
+        return sorted(found, key=lambda checkpoint: (checkpoint.number, checkpoint.iteration)), broken
 
     def _metadata(self, path: Path) -> dict[str, Any]:
         try:
@@ -196,15 +227,17 @@ class CheckpointStore:
             digest = metadata.pop("sha256")
             whole = digest == _digest(metadata)
         except (OSError, ValueError, KeyError, AttributeError) as error:
-            raise BrokenCheckpointError(f"The checkpoint {path} is broken: {METADATA_FILE}: {_reason(error)}.") from error
+            raise BrokenCheckpointError(
+                f"The checkpoint {path} is broken: {METADATA_FILE}: {_reason(error)}."
+            ) from error
         if not whole:
             raise BrokenCheckpointError(f"The checkpoint {path} is broken: {METADATA_FILE} is not what was written.")
         return metadata
 
     def _put_in_place(self, writing: Path, final: Path) -> None:
         replaced = self.directory / f"{_REPLACED}{final.name}"
-        if final.exists():
-            os.rename(final, replaced)  # a directory cannot be renamed over another; clear_leftovers() mends a kill here
+        if final.exists():  # a directory cannot be renamed over another; clear_leftovers() mends a kill between the two
+            os.rename(final, replaced)
         os.rename(writing, final)
         _sync_directory(self.directory)
         shutil.rmtree(replaced, ignore_errors=True)
@@ -263,4 +296,8 @@ def _existing(path: Path) -> Path:
 
 def _reason(error: BaseException) -> str:
     cause = error.__context__ if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError) else error
-    return getattr(cause, "strerror", None) or f"{type(cause).__name__}: {cause}"
+    return getattr(cause, "strerror", None) or f"{type(cause).__name__}: {_first_line(cause)}"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [""])[0]

@@ -1,38 +1,52 @@
-"""Gives each process its own part of the data, shuffled anew each epoch.
+"""Gives each process its own part of the data.
 
 Listens to:
 
-- EPOCH_STARTED in PREPARE: tells the sampler the epoch, from which it draws the order.
+- STARTED in PREPARE: puts loaders that share the data among the processes in the place of the engine's and its
+  evaluators'.
+- EPOCH_STARTED in PREPARE: tells the epoch to samplers that ask for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+import itertools
+import math
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-import ignite.distributed as idist
-import torch.distributed
+import torch.distributed as dist
 from ignite.engine import Engine as IgniteEngine
-from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from camshaft.engine.events import Events
 from camshaft.engine.phases import Phase
-from camshaft.handlers.handler import Handler, On
+from camshaft.handlers.evaluate import Evaluate
+from camshaft.handlers.handler import Handler, On, handlers_of
 
 __all__ = ["DistributedSampling"]
 
 
 class DistributedSampling(Handler):
-    """Lets a distributed sampler draw another order each epoch; does nothing on one process.
+    """Shares the data of an engine, and of the evaluators attached to it, among the processes; nothing on one process.
 
-    As in a hand-written loop, the first epoch's order is that of ``set_epoch(0)``.
+    A loader keeps its data set, workers, collate function and batch size, which is now that of each process. What
+    changes is which indices it loads:
+
+    - The sampler (shuffling, weighted, the user's own) draws on the first process, from that one's random numbers, and
+      the others follow it: the order is that of one process with batches as large as all of theirs together, of which
+      each takes its share. No sample is left out or taken twice, and all processes have the same number of batches: a
+      last batch too small to share goes into the one before. ``drop_last`` drops it instead.
+    - A batch sampler of the user gives whole batches, in turn; what cannot be shared evenly in the end is left out.
+    - Of a loader without batches (``batch_size=None``), and of an ``IterableDataset``, each process goes through all and
+      takes its turn, in the same way, unless ``split_iterable=False`` says that the data set does so itself.
+    - A loader whose sampler is distributed already is left alone, but for ``set_epoch`` at each epoch.
 
     Args:
-        loader: the loader; left out, the one that the engine runs over.
+        split_iterable: whether to share what an ``IterableDataset`` gives.
 
     Raises:
-        ValueError: when the run starts on several processes, if the sampler of a ``DataLoader`` is not distributed, so
-            that each process would see all the data. A loader of an ``IterableDataset`` must split it itself.
+        ValueError: when the run starts, if there are fewer samples than processes.
 
     Example:
         >>> from camshaft import Engine
@@ -42,52 +56,157 @@ class DistributedSampling(Handler):
     """
 
     alone = True
-    listens = (On(Events.EPOCH_STARTED, Phase.PREPARE, "set_epoch"),)
+    listens = (
+        On(Events.STARTED, Phase.PREPARE, "share"),
+        On(Events.EPOCH_STARTED, Phase.PREPARE, "set_epoch"),
+    )
 
-    def __init__(self, loader: Any = None) -> None:
-        self.loader = loader
+    def __init__(self, *, split_iterable: bool = True) -> None:
+        self.split_iterable = split_iterable
+        self._shared: dict[int, tuple[Any, Any]] = {}  # by the identity of the user's loader, which is kept with it
 
-    def check(self, engine: IgniteEngine) -> None:
-        super().check(engine)
-        loader = self.loader if self.loader is not None else engine.state.dataloader
-        if _world_size() == 1 or not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+    def share(self, engine: IgniteEngine) -> None:
+        """Put shared loaders in the place of the user's."""
+        if world_size() == 1:
             return
-        if not any(
-            isinstance(sampler, DistributedSampler) or hasattr(sampler, "num_replicas") or _knows_epochs(sampler)
-            for sampler in _samplers(loader)
-        ):
-            raise ValueError(
-                f"There are {_world_size()} processes, but the {type(loader).__name__} has a "
-                f"{type(loader.sampler).__name__}, which gives all the data to each of them. Make the loader "
-                "with sampler=torch.utils.data.DistributedSampler(dataset, shuffle=...), or leave DistributedSampling "
-                "out if its dataset is this process's part already."
-            )
+        state = engine.state
+        if state.dataloader is not None:
+            loader, state.dataloader = state.dataloader, self._share_of(state.dataloader)
+            if state.epoch_length is not None and state.epoch_length == _length(loader):
+                state.epoch_length = _length(state.dataloader)
+        for handler in handlers_of(engine):
+            if isinstance(handler, Evaluate):
+                handler.data = self._share_of(handler.data)
 
     def set_epoch(self, engine: IgniteEngine) -> None:
-        """Tell the epoch, counted from 0, to whatever draws the order of the data."""
-        if _world_size() == 1:
+        """Tell the epoch, counted from 0, to whatever draws an order by it."""
+        if world_size() == 1:
             return
-        loader = self.loader if self.loader is not None else engine.state.dataloader
-        for sampler in (*_samplers(loader), getattr(loader, "dataset", None)):
-            if _knows_epochs(sampler):
-                sampler.set_epoch(engine.state.epoch - 1)
+        for part in (*_samplers(engine.state.dataloader), getattr(engine.state.dataloader, "dataset", None)):
+            if callable(getattr(part, "set_epoch", None)):
+                part.set_epoch(engine.state.epoch - 1)
+
+    def _share_of(self, data: Any) -> Any:
+        if id(data) not in self._shared:
+            shared = self._new_share_of(data)
+            self._shared[id(data)] = (data, shared)
+            self._shared[id(shared)] = (shared, shared)
+        return self._shared[id(data)][1]
+
+    def _new_share_of(self, data: Any) -> Any:
+        if not isinstance(data, DataLoader) or any(_is_distributed(sampler) for sampler in _samplers(data)):
+            return data
+        if isinstance(data.dataset, IterableDataset):
+            return _TurnsOf(data) if self.split_iterable else data
+        if data.batch_sampler is None:
+            return _with_sampler(data, "sampler", Turns(data.sampler))
+        if type(data.batch_sampler) is BatchSampler:
+            batches = data.batch_sampler
+            shares = Shares(batches.sampler, batches.batch_size, batches.drop_last)
+            return _with_sampler(data, "batch_sampler", shares)
+        return _with_sampler(data, "batch_sampler", Turns(data.batch_sampler))
 
 
-def _samplers(loader: Any) -> Iterator[Any]:
-    """What may draw the order: the sampler, the sampler of batches, and the sampler within that."""
+class Shares:
+    """Batches of indices for this process: its share of each batch that all processes make together.
+
+    Args:
+        sampler: gives the order of all indices.
+        batch_size: of each process.
+        drop_last: whether to leave out what does not fill a batch of all processes.
+    """
+
+    def __init__(self, sampler: Iterable[Any], batch_size: int, drop_last: bool) -> None:
+        self.sampler = sampler
+        self.batch_size = batch_size
+        self.drop_last = drop_last
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        order = drawn_by_first_process(self.sampler)
+        whole = self.batch_size * world_size()
+        for number in range(len(self)):
+            last = number == len(self) - 1 and not self.drop_last
+            together = order[number * whole : None if last else (number + 1) * whole]
+            yield together[rank() :: world_size()]
+
+    def __len__(self) -> int:
+        samples, processes = len(self.sampler), world_size()  # type: ignore[arg-type]
+        if samples < processes:
+            raise ValueError(f"{samples} samples cannot be shared among {processes} processes: use fewer of them.")
+        whole = self.batch_size * processes
+        if self.drop_last:
+            return samples // whole
+        too_few_to_share = 0 < samples % whole < processes
+        return max(1, math.ceil(samples / whole) - too_few_to_share)
+
+
+class Turns:
+    """What a sampler gives to all processes in turn, as often to each of them."""
+
+    def __init__(self, sampler: Iterable[Any]) -> None:
+        self.sampler = sampler
+
+    def __iter__(self) -> Iterator[Any]:
+        drawn = drawn_by_first_process(self.sampler)
+        yield from drawn[rank() : len(self) * world_size() : world_size()]
+
+    def __len__(self) -> int:
+        return len(self.sampler) // world_size()  # type: ignore[arg-type]
+
+
+class _TurnsOf:
+    """The batches of a loader whose data set only iterates, each process taking its turn."""
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[Any]:
+        batches = iter(self.loader)
+        while len(turn := list(itertools.islice(batches, world_size()))) == world_size():
+            yield turn[rank()]
+
+    def __len__(self) -> int:
+        return len(self.loader) // world_size()
+
+
+def drawn_by_first_process(sampler: Iterable[Any]) -> list[Any]:
+    """All that a sampler gives on the first process, on every process."""
+    drawn: list[Any] = [list(sampler) if rank() == 0 else None]
+    dist.broadcast_object_list(drawn)
+    order: list[Any] = drawn[0]
+    return order
+
+
+def rank() -> int:
+    """The number of this process, from 0."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def _with_sampler(loader: DataLoader[Any], name: str, sampler: Any) -> DataLoader[Any]:
+    """A loader like this one but for its sampler; a copy, so that nothing else about it can change."""
+    shared = copy.copy(loader)
+    shared._iterator = None
+    object.__setattr__(shared, name, sampler)  # a loader refuses it, but only lest its parts contradict
+    return shared
+
+
+def _samplers(loader: Any) -> list[Any]:
     batch_sampler = getattr(loader, "batch_sampler", None)
-    found: list[Any] = []
-    for sampler in (getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None)):
-        if sampler is not None and not any(sampler is other for other in found):
-            found.append(sampler)
-    yield from found
+    found = [getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None)]
+    return [sampler for sampler in found if sampler is not None]
 
 
-def _knows_epochs(sampler: Any) -> bool:
-    return callable(getattr(sampler, "set_epoch", None))
+def _is_distributed(sampler: Any) -> bool:
+    return isinstance(sampler, (Shares, Turns)) or hasattr(sampler, "num_replicas")
 
 
-def _world_size() -> int:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_world_size()
-    return int(idist.get_world_size())  # Horovod, XLA
+def _length(data: Any) -> int | None:
+    try:
+        return len(data)
+    except TypeError:
+        return None

@@ -277,7 +277,7 @@ def unwrapped(module: nn.Module) -> nn.Module:
         True
     """
     while True:
-        if isinstance(module, nn.parallel.DistributedDataParallel):
+        if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             module = module.module
         elif isinstance(getattr(module, "_orig_mod", None), nn.Module):
             module = module._orig_mod  # type: ignore[assignment]

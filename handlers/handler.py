@@ -216,10 +216,7 @@ _LONGEST = 100  # characters of a string, or a path
 
 def _shorten(value: Any) -> str:
     """A representation that fits in a line: modules, optimizers and loaders by their class alone."""
-    if isinstance(value, (str, os.PathLike)):
-        text = os.fspath(value)
-        return repr(text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…")
-    if isinstance(value, tuple) and type(value) is tuple:
+    if type(value) is tuple:
         return "(" + ", ".join(map(_shorten, value)) + (",)" if len(value) == 1 else ")")
     if isinstance(value, list):
         return "[" + ", ".join(map(_shorten, value)) + "]"
@@ -227,6 +224,13 @@ def _shorten(value: Any) -> str:
         return "{" + ", ".join(f"{key}: {_shorten(item)}" for key, item in value.items()) + "}"
     if isinstance(value, EventsList):
         return " | ".join(map(_shorten, value))
+    return _shorten_single(value)
+
+
+def _shorten_single(value: Any) -> str:
+    if isinstance(value, (str, os.PathLike)):
+        text = os.fsdecode(value)
+        return repr(text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…")
     if isinstance(value, Enum):
         return f"{type(value).__name__}.{value.name}"
     if isinstance(value, CallableEventWithFilter):

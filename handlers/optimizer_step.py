@@ -97,6 +97,11 @@ class OptimizerStep(Handler):
             for parameter in group["params"]
         ]
 
+    @property
+    def completes_group(self) -> bool:
+        """Whether the next micro-batch is the last of its group."""
+        return self._micro_batches + 1 == self._step.group_size
+
     def attach(self, engine: IgniteEngine) -> None:
         other = self._engine() if self._engine is not None else None
         if other is not None and other is not engine:
@@ -195,6 +200,8 @@ class OptimizerStep(Handler):
 
     def _make_step(self, engine: Any, closure: Callable[[], torch.Tensor] | None = None) -> None:
         step = self._step
+        if step.exchange_gradients is not None and not step.called_by_hand and self._micro_batches < step.group_size:
+            step.exchange_gradients(self.parameters)
         if self.scaler is not None:
             for optimizer in self.optimizers:
                 self.scaler.unscale_(optimizer)

@@ -6,8 +6,9 @@ import time
 from typing import Any
 
 from camshaft.engine import Engine, Events, Phase, StepEvents
+from camshaft.engine.overview import describe_event
 from camshaft.engine.phases import subscribe
-from camshaft.handlers import TimeLimit
+from camshaft.handlers import Handler, On, TimeLimit
 
 
 def training_step(engine: Any, batch: Any) -> None:
@@ -81,6 +82,55 @@ def test_filters_are_shown_as_they_were_written() -> None:
 def test_a_handler_is_shown_with_its_arguments() -> None:
     engine = Engine(training_step).attach(TimeLimit(60))
     assert any(row[2].startswith("TimeLimit(seconds=60).") for row in rows_of(engine))
+
+
+def test_the_table_is_at_most_120_wide_and_cuts_a_handler_after_a_whole_argument() -> None:
+    class Keeper(Handler):
+        listens = (
+            On(StepEvents.OPTIMIZER_STEP_COMPLETED(every=1000), Phase.SAVE, "save_what_is_to_be_kept"),
+            On(Events.COMPLETED, Phase.SAVE, "save"),
+        )
+
+        def __init__(self, directory: str, **kept: Any) -> None:
+            pass
+
+        def save(self) -> None:
+            pass
+
+        def save_what_is_to_be_kept(self) -> None:
+            pass
+
+    names = dict.fromkeys(("model", "ema_model", "optimizer", "schedule", "scaler", "discriminator"), 1)
+    engine = Engine(training_step).attach(Keeper("runs/digits-1", **names))
+    engine.state.times[Events.COMPLETED.name] = 1.0
+    engine.state.iteration = 10_000_000
+    assert max(map(len, str(engine).splitlines())) <= 120
+    shown = [row[2] for row in rows_of(engine)]
+    assert "Keeper(directory='runs/digits-1', model=1, ema_model=1, …).save" in shown
+
+
+def test_a_single_long_argument_is_cut_in_the_middle() -> None:
+    class Plain(Handler):
+        listens = (On(Events.STARTED, Phase.USER, "act"),)
+
+        def __init__(self, text: str) -> None:
+            pass
+
+        def act(self) -> None:
+            pass
+
+    (row,) = (row for row in rows_of(Engine(training_step).attach(Plain("x" * 90))) if row[2].startswith("Plain"))
+    assert row[2] == "Plain(text='" + "x" * 46 + "…).act"
+
+
+def test_html_which_wraps_its_lines_shows_handlers_in_full() -> None:
+    limit = TimeLimit(" " * 60 + "10s")
+    assert html.escape(repr(limit)) in Engine(training_step).attach(limit)._repr_html_()
+
+
+def test_events_are_described_as_they_are_written() -> None:
+    assert describe_event(StepEvents.FORWARD_STARTED) == "StepEvents.FORWARD_STARTED"
+    assert describe_event(Events.STARTED(every=3)) == "Events.STARTED(every=3)"
 
 
 def test_shares_of_the_time_are_shown_after_a_run() -> None:

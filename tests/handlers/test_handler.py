@@ -1,4 +1,9 @@
+import copy
+import gc
 import itertools
+import signal
+import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -147,12 +152,73 @@ class TestContradictions:
 
 class TestRepresentation:
     def test_it_is_the_call_that_made_it(self):
-        assert repr(Notes("a", [], event=Events.STARTED)).startswith("Notes(name='a', notes=(), event=")
+        assert repr(Notes("a", [], event=Events.STARTED)) == "Notes(name='a', notes=[], event=Events.STARTED)"
         assert repr(TimeLimit(60)) == "TimeLimit(seconds=60)"
+
+    def test_arguments_that_are_the_default_are_left_out(self):
+        assert repr(Notes("a", [], Phase.MEASURE, event=Events.EPOCH_COMPLETED)) == "Notes(name='a', notes=[])"
+
+    def test_a_filtered_event_is_not_taken_for_the_default(self):
+        shown = repr(Notes("a", [], event=Events.EPOCH_COMPLETED(every=2)))
+        assert shown == "Notes(name='a', notes=[], event=Events.EPOCH_COMPLETED(every=2))"
+
+    def test_several_events_are_shown_as_they_are_written(self):
+        events = Events.EPOCH_COMPLETED | StepEvents.OPTIMIZER_STEP_COMPLETED(every=500)
+        shown = "event=Events.EPOCH_COMPLETED | StepEvents.OPTIMIZER_STEP_COMPLETED(every=500))"
+        assert repr(Notes("a", [], event=events)).endswith(shown)
+
+    def test_a_number_is_not_taken_for_a_default_of_another_type(self):
+        class Switch(Handler):
+            def __init__(self, on=True):
+                pass
+
+        assert [repr(Switch(on)) for on in (True, 1)] == ["Switch()", "Switch(on=1)"]
+
+    def test_arguments_without_a_name_are_shown_without_one_and_those_with_a_free_name_by_it(self):
+        class Takes(Handler):
+            def __init__(self, directory, /, *things, at=None, **named):
+                pass
+
+        shown = repr(Takes(Path("runs/a"), 1, "two", at=3, model=nn.Linear(1, 1), seed=4))
+        assert shown == "Takes('runs/a', 1, 'two', at=3, model=Linear, seed=4)"
 
     def test_large_arguments_are_shown_by_their_class(self):
         optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=0.1)
-        assert repr(OptimizerStep(optimizer)) == "OptimizerStep(optimizers=(SGD))"
+        assert repr(OptimizerStep(optimizer)) == "OptimizerStep(SGD)"
+        assert repr(Notes(torch.zeros(100), [])) == "Notes(name=Tensor, notes=[])"
+
+    @pytest.mark.parametrize(
+        ("value", "shown"),
+        [
+            (Path("runs/digits"), "'runs/digits'"),
+            ("x" * 200, repr("x" * 99 + "…")),
+            (signal.SIGTERM, "Signals.SIGTERM"),
+            ((1,), "(1,)"),
+            ((nn.ReLU(), 2), "(ReLU(), 2)"),
+            ({"model": nn.Linear(1, 1)}, "{model: Linear}"),
+            (do_nothing, "do_nothing"),
+            (nn.Linear, "Linear"),
+        ],
+        ids=str,
+    )
+    def test_values_are_shown_in_the_fewest_words(self, value, shown):
+        assert repr(Notes(value, [])) == f"Notes(name={shown}, notes=[])"
+
+    def test_a_handler_without_arguments_is_shown_by_its_class(self):
+        assert repr(Handler()) == "Handler()"
+
+    def test_a_copied_handler_shows_itself_as_the_first(self):
+        assert repr(copy.deepcopy(TimeLimit(60))) == "TimeLimit(seconds=60)"
+
+    def test_it_keeps_no_handler_alive(self):
+        limit = TimeLimit(60)
+        alive = weakref.ref(limit)
+        gc.disable()  # without looking for cycles: there is none
+        try:
+            del limit
+            assert alive() is None
+        finally:
+            gc.enable()
 
     def test_wrong_arguments_are_told_as_python_does(self):
         with pytest.raises(TypeError, match="missing 1 required positional argument: 'seconds'"):
