@@ -22,6 +22,10 @@ __all__ = ["TrainingStep"]
 class Backward(Protocol):
     """What carries a loss on to the weights: ``OptimizerStep``."""
 
+    @property
+    def completes_group(self) -> bool:
+        """Whether the next micro-batch is the last of its group."""
+
     def update(self, engine: Any, loss: torch.Tensor, weight: torch.Tensor | float | None) -> None:
         """Backward, and the optimizers' step where a group of micro-batches is whole."""
 

@@ -1,14 +1,21 @@
 """Trains a small convolutional network on handwritten digits, with every core handler that makes sense for it.
 
-    python examples/digits.py                      # scikit-learn's 1,797 digits, which come with it
-    python examples/digits.py --dataset mnist      # downloads MNIST
-    python examples/digits.py --run-dir runs/mine  # started again, it goes on where it was
+    python examples/digits.py                  # scikit-learn's 1,797 digits, which come with it
+    python examples/digits.py --dataset mnist  # downloads MNIST
+
+Killed at any moment, the same command goes on where it was.
 """
 
 import argparse
 import hashlib
+import math
+import os
+import shlex
 import sys
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from ignite.metrics import Accuracy, Loss
@@ -31,6 +38,7 @@ from camshaft import (
     LRScheduler,
     Metrics,
     OptimizerStep,
+    Preemption,
     ProgressBar,
     TensorBoardLogger,
     TerminateOnNaN,
@@ -43,6 +51,9 @@ from camshaft.curves import plot_curves
 def main() -> None:
     options = parse_options()
     seed_everything(options.seed)
+    if options.dataset == "digits":
+        # 8 by 8 pixels are too little work to share: several threads would mostly wait for each other.
+        torch.set_num_threads(1)
     train_data, val_data, test_data, image_size = DATASETS[options.dataset](options.data_dir)
 
     # ------------------------------------------------------------------------------------------------ the research
@@ -63,11 +74,17 @@ def main() -> None:
     val_loader, test_loader = (DataLoader(data, batch_size=256) for data in (val_data, test_data))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.05)
     optimizer_steps = options.max_epochs * len(train_loader)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=optimizer_steps + 1)
+
+    def learning_rate(step: int) -> float:
+        """Of the largest: up during the first quarter of the run, then down along a cosine."""
+        progress = (step + 1) / (optimizer_steps + 1)
+        return progress / 0.25 if progress < 0.25 else (1 + math.cos(math.pi * (progress - 0.25) / 0.75)) / 2
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate)
 
     evaluator = Engine(evaluation_step)
     evaluator.attach(Metrics(accuracy=Accuracy(), loss=Loss(F.cross_entropy)), Device("auto"))
-    ema = EMA(model, decay=0.99)
+    ema = EMA(model, decay=0.99, warmup=True)
 
     trainer = Engine(training_step)
     trainer.attach(
@@ -83,6 +100,7 @@ def main() -> None:
         TerminateOnNaN(),
         TimeLimit("1h"),
         Checkpoint(options.run_dir, model=model, optimizer=optimizer, monitor="val_accuracy", resume=options.resume),
+        Preemption(),
         CSVLogger(options.run_dir, every=10),
         TensorBoardLogger(options.run_dir / "tensorboard", every=10),
         ProgressBar(),
@@ -90,6 +108,8 @@ def main() -> None:
     if options.precision != "fp32":
         trainer.attach(AMP(options.precision))
 
+    camshaft, run_dir = f"{shlex.quote(os.path.relpath(sys.executable))} -m camshaft", shlex.quote(str(options.run_dir))
+    print(f"The run is kept in {run_dir}. Killed at any moment, it goes on by: {camshaft} resume {run_dir}")
     trainer.run(train_loader, max_epochs=options.max_epochs)
 
     # ------------------------------------------------------------------------------------------------ what came of it
@@ -97,12 +117,12 @@ def main() -> None:
     curves = plot_curves([options.run_dir], options.run_dir / "curves.png")
     metrics = trainer.state.metrics
     print(f"\n{trainer}\n")
-    print(f"test accuracy   {metrics['test_accuracy']:.2%} of {len(test_data)} images never seen in training")
-    print(f"curves          {curves}")
-    print(f"numbers         {options.run_dir / 'metrics.csv'}")
-    print(f"TensorBoard     tensorboard --logdir {options.run_dir / 'tensorboard'}")
-    print(f"checkpoints     {options.run_dir / 'checkpoints'}")
-    print(f"go on with it   python examples/digits.py --run-dir {options.run_dir} --max-epochs {options.max_epochs + 10}")
+    print(f"test accuracy  {metrics['test_accuracy']:.2%} of {len(test_data)} images never seen in training")
+    print(f"curves         {curves}")
+    print(f"numbers        {options.run_dir / 'metrics.csv'}")
+    print(f"TensorBoard    tensorboard --logdir {run_dir}/tensorboard")
+    print(f"checkpoints    {camshaft} checkpoints {run_dir}")
+    print(f"train longer   {camshaft} resume {run_dir} --run-dir {run_dir} --max-epochs {options.max_epochs + 10}")
     print(f"weights sha256: {digest(model)}")
 
 
@@ -150,17 +170,20 @@ def digits(data_dir: Path) -> Split:
     return *random_split(data, [1283, 257, 257], torch.Generator().manual_seed(0)), 8
 
 
-def of_torchvision(name: str):
-    def load(data_dir: Path) -> Split:
-        from torchvision import datasets, transforms
+def of_torchvision(name: str) -> Callable[[Path], Split]:
+    """One of torchvision's data sets of 28 by 28 pixels; a twelfth of its training images is for validation."""
 
-        dataset = getattr(datasets, name)
-        transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))])
+    def load(data_dir: Path) -> Split:
         try:
+            from torchvision import datasets, transforms
+
+            dataset = getattr(datasets, name)
+            transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))])
             train = dataset(data_dir, train=True, download=True, transform=transform)
             test = dataset(data_dir, train=False, download=True, transform=transform)
-        except (RuntimeError, OSError) as error:
-            stop(f"{name} could not be loaded from {data_dir} or downloaded: {str(error).splitlines()[0]}")
+        except (ImportError, RuntimeError, OSError) as error:
+            reason = str(error).strip().splitlines()[-1]
+            stop(f"{name} could neither be loaded from {data_dir} nor downloaded: {reason}")
         validation = len(train) // 12
         parts = random_split(train, [len(train) - validation, validation], torch.Generator().manual_seed(0))
         return *parts, test, 28
@@ -173,7 +196,7 @@ DATASETS = {"digits": digits, "mnist": of_torchvision("MNIST"), "fashion-mnist":
 
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--run-dir", type=Path, help="where everything is written (default: runs/digits-N, a new one)")
+    parser.add_argument("--run-dir", type=Path, help="where everything is written (default: a new one in runs)")
     parser.add_argument("--max-epochs", type=positive, default=20, help="(default: %(default)s)")
     parser.add_argument("--batch-size", type=positive, default=64, help="(default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
@@ -186,8 +209,9 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--dataset", choices=DATASETS, default="digits", help="(default: %(default)s)")
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="for downloads (default: %(default)s)")
     options = parser.parse_args()
-    if options.run_dir is None:
-        options.run_dir = next(path for n in range(1, 10**6) if not (path := Path(f"runs/digits-{n}")).exists())
+    if options.run_dir is None:  # the first with these options that has not come to its end, to go on with it
+        name = f"runs/{options.dataset}-{options.precision}-seed{options.seed}"
+        options.run_dir = next(run for n in count(1) if not ((run := Path(f"{name}-{n}")) / "curves.png").exists())
     return options
 
 
@@ -206,7 +230,7 @@ def digest(model: nn.Module) -> str:
     return sha256.hexdigest()
 
 
-def stop(message: str) -> None:
+def stop(message: str) -> NoReturn:
     print(f"digits.py: {message}", file=sys.stderr)
     sys.exit(2)
 

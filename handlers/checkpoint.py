@@ -2,23 +2,23 @@
 
 Listens to:
 
-- STARTED in CHECK: warns of modules and optimizers that the step uses and nobody named.
-- STARTED in PREPARE: takes the run's directory for this process. In RESTORE: brings back the newest whole checkpoint if the run is at its beginning; the random generators
-  follow in SAVE, the last phase, and for a checkpoint from within an epoch at the SAVE of its EPOCH_STARTED.
-- EPOCH_COMPLETED, and ITERATION_COMPLETED where asked for, in SAVE: saves. EPOCH_COMPLETED in CHECK: notes what a
-  validation will change, for a preemption in the middle of it.
+- STARTED in CHECK: warns of modules and optimizers that are used and nobody named. In PREPARE: takes the run's directory
+  for this process. In RESTORE: brings back the newest whole checkpoint if the run is at its beginning. In SAVE, the last
+  phase, and for a checkpoint from within an epoch at the SAVE of its EPOCH_STARTED: brings back what the start of the run
+  or of the epoch has reset, and the random generators.
+- EPOCH_COMPLETED and ITERATION_COMPLETED, as asked for: the first in CHECK, the second in SAVE, says that it is time to
+  save. Saved is after an iteration at once, after the last of an epoch at the SAVE of EPOCH_COMPLETED.
 - COMPLETED in SAVE: saves the run as finished. EXCEPTION_RAISED in SAVE: ends what is written in the background.
 """
 
 from __future__ import annotations
 
-import copy
 import os
+import pickle
 import warnings
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from ignite.engine import Engine as IgniteEngine
@@ -29,13 +29,20 @@ from camshaft.engine.events import Events
 from camshaft.engine.generators import generator_states, set_generator_states
 from camshaft.engine.phases import Phase, events_in
 from camshaft.engine.resumable_data import ResumableData
-from camshaft.engine.training_step import TrainingStep
-from camshaft.engine.used_objects import modules_used_by, used_by
+from camshaft.handlers.checkpoint_contents import (
+    Restored,
+    keeps_state,
+    load_all_or_none,
+    own_generators,
+    plain,
+    stateful_handlers,
+    warn_of_forgotten,
+)
 from camshaft.handlers.checkpoint_store import CheckpointStore, SavedCheckpoint
 from camshaft.handlers.checkpoint_writer import BackgroundWriter
-from camshaft.handlers.evaluate import Evaluate
-from camshaft.handlers.handler import Handler, On, handlers_of
-from camshaft.handlers.monitor import Mode, Monitor, values_of
+from camshaft.handlers.ema import unwrapped
+from camshaft.handlers.handler import Handler, On
+from camshaft.handlers.monitor import Mode, Monitor, outputs_of, values_of
 from camshaft.handlers.run_lock import RunLock
 from camshaft.handlers.run_record import record_run
 
@@ -43,6 +50,9 @@ __all__ = ["Checkpoint"]
 
 FORMAT = 1
 _OURS = "camshaft"  # the entry of a checkpoint beside those that the user named
+
+# Events in the midst of which a run can be left and gone on with: what had not fired yet fires then.
+_DIVISIBLE = {event.name: event for event in (Events.ITERATION_COMPLETED, Events.EPOCH_COMPLETED, Events.COMPLETED)}
 
 
 class Checkpoint(Handler):
@@ -57,13 +67,14 @@ class Checkpoint(Handler):
         directory: of the run.
         objects: what to keep, by name, where a name is no identifier or is one of the arguments below.
         at: when: ``Events.EPOCH_COMPLETED`` by default; add ``| Events.ITERATION_COMPLETED(every=500)`` for more often.
-        keep_last: how many of the newest are kept, 2 by default, so that one broken on the disk is not the only one.
+        keep_last: how many of the newest are kept, 2 by default, so that one broken on the disk is not the only one;
+            that of the finished run is kept besides.
         keep_best: how many of the best are kept besides, 1 by default; needs ``monitor``.
         monitor: the name of the value that tells the best.
         mode: ``"min"``, ``"max"``, or ``"auto"`` by the name.
         resume: ``"auto"`` goes on with the newest whole checkpoint there is; ``"never"`` refuses a directory that has
             one; a path goes on with that checkpoint, or takes over the named objects from a file of Ignite's
-            ``Checkpoint``.
+            ``Checkpoint``, and once the directory has a checkpoint of the run that began so, goes on with that.
         asynchronous: write in the background while training goes on; the state is copied in memory first, on the CPU.
         on_error: what a full disk or a vanished directory does to the run: ``"raise"`` ends it, ``"warn"`` lets it go on.
         named: what to keep: ``model=model, optimizer=optimizer``.
@@ -85,8 +96,10 @@ class Checkpoint(Handler):
         >>> again.run([0, 1, 2], max_epochs=3).iteration
         9
         >>> [path.name for path in sorted((Path(directory) / "checkpoints").iterdir())]
-        ['iteration=00000009,epoch=3', 'iteration=00000009,finished']
+        ['iteration=00000006,epoch=2', 'iteration=00000009,epoch=3', 'iteration=00000009,finished']
     """
+
+    alone = True
 
     def __init__(
         self,
@@ -107,8 +120,10 @@ class Checkpoint(Handler):
         self.directory = Path(directory)
         self.objects = {**(objects or {}), **named}
         for name, thing in self.objects.items():
-            if not (callable(getattr(thing, "state_dict", None)) and callable(getattr(thing, "load_state_dict", None))):
-                raise TypeError(f"Checkpoint keeps what has state_dict() and load_state_dict(), but {name!r} is {thing!r}.")
+            if not keeps_state(thing):
+                raise TypeError(
+                    f"Checkpoint keeps what has state_dict() and load_state_dict(), but {name!r} is {thing!r}."
+                )
         if _OURS in self.objects:
             raise ValueError(f"The name {_OURS!r} is taken in checkpoints; choose another.")
         if keep_last < 1 or keep_best < 0:
@@ -118,7 +133,7 @@ class Checkpoint(Handler):
         self.keep_last = keep_last
         self.keep_best = keep_best
         self.monitor = Monitor(monitor, mode) if monitor is not None else None
-        self.resume = resume
+        self.resume = os.fspath(resume)
         self.on_error = on_error
         self.store = CheckpointStore(self.directory / "checkpoints")
         self.listens = (
@@ -126,8 +141,8 @@ class Checkpoint(Handler):
             On(Events.STARTED, Phase.RESTORE, "restore"),
             On(Events.STARTED, Phase.SAVE, "begin"),
             On(Events.EPOCH_STARTED, Phase.SAVE, "begin_epoch"),
-            *(On(event, Phase.SAVE, _SAVING_METHODS[_checked(event)]) for event in events_in(at)),
-            On(Events.EPOCH_COMPLETED, Phase.CHECK, "note_epoch_end"),
+            *map(_time_to_save, events_in(at)),
+            On(Events.EPOCH_COMPLETED, Phase.SAVE, "end_epoch"),
             On(Events.COMPLETED, Phase.SAVE, "save_finished"),
             On(Events.EXCEPTION_RAISED, Phase.SAVE, "end_writing"),
         )
@@ -135,10 +150,12 @@ class Checkpoint(Handler):
         if self._writer is not None:
             self.listens += (On(Events.ITERATION_COMPLETED, Phase.SAVE, "raise_error_of_writing"),)
         self._lock = RunLock(self.directory)
-        self._epoch_end: dict[str, Any] | None = None  # what a validation under way will change
         self._data: ResumableData | None = None
-        self._epoch_began_at = 0  # the iterations before the present epoch
-        self._pending: dict[str, Any] | None = None  # what is brought back only when an epoch under way goes on
+        self._origin: str | None = None  # the path from which the run began
+        self._epoch_began_at: int | None = None  # the iterations before the epoch that is under way, None between two
+        self._is_due = False  # a checkpoint, at the end of the epoch
+        self._before_evaluation: dict[str, Any] | None = None  # what a validation under way will change
+        self._pending: _Pending | None = None
 
     # ------------------------------------------------------------------------------------------------ what is kept
 
@@ -160,133 +177,150 @@ class Checkpoint(Handler):
 
     def check(self, engine: IgniteEngine) -> None:
         super().check(engine)
-        step = engine._process_function
-        used: dict[str, Any] = {**modules_used_by(step), **used_by(step, torch.optim.Optimizer)}
-        for backward in step.backwards if isinstance(step, TrainingStep) else ():
-            used.update({type(optimizer).__name__: optimizer for optimizer in getattr(backward, "optimizers", ())})
-        kept = {id(thing) for thing in self.objects.values()}
-        kept |= {id(part) for thing in self.objects.values() if isinstance(thing, nn.Module) for part in thing.modules()}
-        for name, thing in used.items():
-            has_state = not isinstance(thing, nn.Module) or bool(thing.state_dict())
-            if has_state and id(thing) not in kept and id(unwrapped(thing)) not in kept:
-                warnings.warn(
-                    f"The step uses {name!r} ({type(thing).__name__}), but the checkpoint does not keep it, so a resumed "
-                    f"run will not be the same: Checkpoint({str(self.directory)!r}, ..., {name}={name}).",
-                    stacklevel=2,
-                )
+        warn_of_forgotten(engine, self.objects, self.directory)
+        self._of(engine).look_at(engine.state.dataloader)
 
-    def _stateful_handlers(self, engine: IgniteEngine) -> dict[str, Any]:
-        """The handlers whose state is kept, Ignite's among them, by names that are the same in each run."""
-        named: dict[str, Any] = {}
-        for prefix, owner in self._engines(engine):
-            ignites = {
-                id(own): own
-                for entries in owner._event_handlers.values()
-                for handler, _, _ in entries
-                if (own := getattr(handler, "__self__", None)) is not None and _keeps_state(own)
-            }
-            # Those of one class by their arguments, because next time the order of attachment may be another.
-            for handler in (*sorted(handlers_of(owner), key=repr), *ignites.values()):
-                if handler is self or any(handler is other for other in named.values()):
-                    continue
-                name = prefix + type(handler).__name__
-                same = sum(other.split("#")[0] == name for other in named)
-                named[f"{name}#{same + 1}" if same else name] = handler
-        return named
+    def _of(self, engine: IgniteEngine) -> ResumableData:
+        if self._data is None:
+            raise RuntimeError(f"{self!r} is attached to no engine.")
+        return self._data
 
-    def _engines(self, engine: IgniteEngine) -> Iterator[tuple[str, IgniteEngine]]:
-        yield "", engine
-        for handler in handlers_of(engine):
-            if isinstance(handler, Evaluate):
-                yield f"{handler.prefix}evaluator.", handler.evaluator
+    # ------------------------------------------------------------------------------------------------ when to save
 
-    # ------------------------------------------------------------------------------------------------ saving
+    def save_after_iteration(self, engine: IgniteEngine) -> None:
+        """Save now or, after the last iteration of an epoch, when that is over."""
+        if self._epoch_is_full(engine):
+            self._is_due = True
+        else:
+            self._save(engine)
 
-    def save_in_epoch(self, engine: IgniteEngine) -> None:
-        """Save after an iteration; not where the epoch is told to end here, which its own checkpoint will know."""
-        if not engine.should_terminate_single_epoch and self._can_resume_here(engine):
-            self._save(engine, "", self._position(engine))
+    def save_after_epoch(self) -> None:
+        """Save when all that the end of this epoch brings is done."""
+        self._is_due = True
 
-    def save_epoch(self, engine: IgniteEngine) -> None:
-        """Save after an epoch and all that its other handlers did."""
-        self._epoch_end = None
-        self._save(engine, f",epoch={engine.state.epoch}")
+    def end_epoch(self, engine: IgniteEngine) -> None:
+        """An epoch is over, and its other handlers are done: save if it is time to."""
+        self._epoch_began_at = None
+        if self._is_due:
+            self._is_due = False
+            self._save(engine, f",epoch={engine.state.epoch}")
 
     def save_finished(self, engine: IgniteEngine) -> None:
         """Save the end of the run, and wait until it is on the disk."""
         self._save(engine, ",finished")
-        if self._writer is not None:
-            self._attempt(self._writer.wait)
+        self._wait_for_writing()
         self._lock.release()
 
     def save_now(self, engine: IgniteEngine) -> None:
-        """Save where the engine is paused, between two iterations, and wait until it is on the disk."""
-        self.save_in_epoch(engine)
-        if self._writer is not None:
-            self._attempt(self._writer.wait)
+        """Save where the engine has paused, between two iterations or epochs, and wait until it is on the disk.
 
-    def note_epoch_end(self, engine: IgniteEngine) -> None:
-        """Note what the handlers of an epoch's end draw and set, so that all of it can be done again."""
-        assert self._data is not None
-        self._epoch_end = {
-            "generators": generator_states(self._own_generators(engine)),
-            "data": self._data.state_dict(engine),
+        A stock Ignite engine cannot begin with the end of an epoch: there nothing is saved after its last iteration, and
+        the newest checkpoint remains the one to go on with.
+        """
+        if not self._epoch_is_full(engine):
+            self._save(engine)
+        elif isinstance(engine, Engine):
+            self._save(engine, rest=(Events.EPOCH_COMPLETED.name, Phase.CHECK))
+        self._wait_for_writing()
+
+    def note_before_evaluation(self, engine: Any) -> None:
+        """Note, as a validation begins, what it will change, so that it can be left and done again."""
+        event = getattr(engine.last_event_name, "name", None)
+        if event not in _DIVISIBLE or not isinstance(engine, Engine):
+            self._before_evaluation = None
+            return
+        before, iteration = self._before_evaluation, engine.state.iteration
+        if before is not None and (before["event"], before["iteration"]) == (event, iteration):
+            return  # another validation at the same event, before which the first one will be done again, too
+        evaluators = {name: kept for name, kept in stateful_handlers(engine).items() if "evaluator." in name}
+        self._before_evaluation = {
+            "event": event,
+            "iteration": iteration,
+            "generators": generator_states(own_generators(engine)),
+            "data": self._of(engine).state_dict(engine),
             "metrics": dict(engine.state.metrics),
+            "handlers": {name: handler.state_dict() for name, handler in evaluators.items()},
         }
 
     def save_before_evaluation(self, engine: IgniteEngine) -> None:
-        """Save from within a validation at an epoch's end: as it was after the last iteration.
+        """Save as it was when the validation began that has just been left, and wait until it is on the disk.
 
-        From within another validation nothing is saved; the newest checkpoint remains the one to go on with.
+        Where that cannot be done (a stock Ignite engine, a validation at STARTED or the like) nothing is saved.
         """
-        if self._epoch_end is not None and self._can_resume_here(engine):
-            self._save(engine, "", self._position(engine), **self._epoch_end)
-            if self._writer is not None:
-                self._attempt(self._writer.wait)
+        if self._before_evaluation is not None:
+            noted = dict(self._before_evaluation)
+            del noted["iteration"]
+            self._save(engine, rest=(noted.pop("event"), Phase.EVALUATE), noted=noted)
+            self._wait_for_writing()
 
-    def _position(self, engine: IgniteEngine) -> int:
-        return int(engine.state.iteration - self._epoch_began_at)
+    def _epoch_is_full(self, engine: Any) -> bool:
+        if self._epoch_began_at is None:
+            return False
+        iterations = engine.state.iteration - self._epoch_began_at
+        return bool(engine.should_terminate_single_epoch or iterations == engine.state.epoch_length)
 
-    def _can_resume_here(self, engine: IgniteEngine) -> bool:
-        """A stock Ignite engine cannot begin an epoch at its end; there the checkpoint of the epoch follows."""
-        return isinstance(engine, Engine) or self._position(engine) != engine.state.epoch_length
+    # ------------------------------------------------------------------------------------------------ saving
 
-    def _save(self, engine: Any, moment: str, position: int | None = None, **instead: Any) -> None:
-        """Save; ``position`` counts the iterations of an epoch that is not over, ``instead`` replaces what is now."""
+    def _save(
+        self, engine: Any, moment: str = "", rest: tuple[str, int] | None = None, noted: Mapping[str, Any] | None = None
+    ) -> None:
+        """Save.
+
+        Args:
+            engine: the engine that trains.
+            moment: the end of the checkpoint's name.
+            rest: the event that had not fired whole, and the phase from which on it is to be fired.
+            noted: what was noted earlier, to be saved instead of what is now.
+        """
         state = engine.state
-        finished = moment == ",finished"
-        value = None if finished or instead else self._monitored_value(engine, position)
-        content = {name: unwrapped(thing).state_dict() for name, thing in self.objects.items()}
-        assert self._data is not None
-        content[_OURS] = {
+        divided = rest[0] if rest is not None else None
+        finished = moment == ",finished" or divided == Events.COMPLETED.name
+        within_epoch = self._epoch_began_at is not None and divided != Events.EPOCH_COMPLETED.name
+        handlers = {
+            name: handler.state_dict() for name, handler in stateful_handlers(engine).items() if handler is not self
+        }
+        ours: dict[str, Any] = {
             "format": FORMAT,
             "engine": {
                 "iteration": state.iteration,
                 "epoch": state.epoch,
-                "position": position,
+                "position": state.iteration - self._epoch_began_at if within_epoch else None,
                 "epoch_length": state.epoch_length,
                 "max_epochs": state.max_epochs,
                 "max_iters": state.max_iters,
                 "optimizer_step": getattr(state, "optimizer_step", 0),
-                "metrics": instead.get("metrics") or dict(state.metrics),
                 "should_terminate": engine.should_terminate,
                 "finished": finished,
                 "user": {key: getattr(state, key) for key in engine.state_dict_user_keys},
             },
-            "handlers": {name: handler.state_dict() for name, handler in self._stateful_handlers(engine).items()},
+            "rest": None if rest is None else {"event": divided, "phase": rest[1], "is_due": self._is_due},
+            "output": None if rest is None else _output_of(engine),
+            "metrics": dict(state.metrics),
             "monitor": self.monitor.state_dict() if self.monitor is not None else None,
-            "data": instead.get("data") or self._data.state_dict(engine),
-            "generators": instead.get("generators") or generator_states(self._own_generators(engine)),
+            "seed": torch.initial_seed(),
         }
+        if noted is None:
+            noted = {
+                "generators": generator_states(own_generators(engine)),
+                "data": self._of(engine).state_dict(engine),
+                "handlers": {},
+            }
+        ours = {**ours, **noted, "handlers": {**handlers, **noted["handlers"]}}
+        value = None if finished or rest is not None else self._monitored_value(engine)
         metadata = {"iteration": state.iteration, "epoch": state.epoch, "value": value, "finished": finished}
+        metadata["origin"] = self._origin
         if self.monitor is not None:
             metadata |= {"monitor": self.monitor.name, "mode": self.monitor.mode}
+            ours["monitor"] = self.monitor.state_dict()
+        content = {**{name: unwrapped(thing).state_dict() for name, thing in self.objects.items()}, _OURS: ours}
         write = self._write if self._writer is None else self._writer.write
-        self._attempt(write, f"iteration={state.iteration:08d}{moment}", plain(content), metadata)
+        self._attempt(
+            write, f"iteration={state.iteration:08d}{',finished' if finished else moment}", plain(content), metadata
+        )
 
-    def _monitored_value(self, engine: IgniteEngine, position: int | None) -> float | None:
+    def _monitored_value(self, engine: IgniteEngine) -> float | None:
         """The monitored value if it is new; within an epoch it need not be there yet."""
-        if self.monitor is None or (position is not None and self.monitor.name not in values_of(engine)):
+        if self.monitor is None or (self._epoch_began_at is not None and self.monitor.name not in values_of(engine)):
             return None
         return self.monitor.read(engine)
 
@@ -303,6 +337,10 @@ class Checkpoint(Handler):
                 raise
             warnings.warn(f"{error} The run goes on without it.", stacklevel=2)
 
+    def _wait_for_writing(self) -> None:
+        if self._writer is not None:
+            self._attempt(self._writer.wait)
+
     def raise_error_of_writing(self) -> None:
         """Let an error in the background reach the run."""
         if self._writer is not None:
@@ -318,8 +356,10 @@ class Checkpoint(Handler):
         self._lock.release()
 
     def _prune(self) -> None:
+        """Delete what is neither new nor good; the newest, which was just written, always stays."""
         checkpoints = self.store.list()
-        kept = {*checkpoints[-self.keep_last :], *self._ranked(checkpoints)[: self.keep_best]}
+        running = [checkpoint for checkpoint in checkpoints if not checkpoint.finished]
+        kept = {checkpoints[-1], *running[-self.keep_last :], *self._ranked(checkpoints)[: self.keep_best]}
         for checkpoint in checkpoints:
             if checkpoint not in kept:
                 self.store.delete(checkpoint.path)
@@ -329,14 +369,9 @@ class Checkpoint(Handler):
         if self.monitor is None:
             return []
         sign = -1 if self.monitor.mode == "max" else 1
-        valued = [checkpoint for checkpoint in checkpoints if checkpoint.value is not None]
-        return sorted(
-            (checkpoint for checkpoint in valued if checkpoint.value == checkpoint.value),
-            key=lambda checkpoint: sign * (checkpoint.value or 0.0),
-        )
-
-    def _own_generators(self, engine: IgniteEngine) -> dict[str, Any]:
-        return dict(used_by(engine._process_function, torch.Generator))
+        valued = [(checkpoint.value, checkpoint) for checkpoint in checkpoints if checkpoint.value is not None]
+        numbers = [(sign * value, checkpoint) for value, checkpoint in valued if value == value]
+        return [checkpoint for _, checkpoint in sorted(numbers, key=lambda pair: pair[0])]
 
     # ------------------------------------------------------------------------------------------------ going on
 
@@ -347,135 +382,166 @@ class Checkpoint(Handler):
         self._attempt(record_run, self.directory)
 
     def restore(self, engine: Any) -> None:
-        """Bring back the newest whole checkpoint, if this run is at its beginning."""
-        self._pending = None
+        """Bring back the newest whole checkpoint, or the one that was asked for, if this run is at its beginning."""
+        self._pending = self._before_evaluation = self._epoch_began_at = None
+        self._is_due = False
         if engine.state.iteration or engine.state.epoch:
             return  # the same engine goes on with what it has in memory
-        if self.resume == "auto":
-            newest = self.store.newest_whole()
-            if newest is not None and newest[0].finished and not _stays_finished(newest[1][_OURS]["engine"], engine.state):
-                # The end of the run may have changed it, by bringing back the best weights: go on from before.
-                newest = self.store.newest_whole(finished=False) or newest
-            if newest is not None:
-                self._restore_from(engine, newest[1], newest[0].path)
-        elif self.resume == "never":
-            if self.store.list():
-                raise ValueError(
-                    f"{self.directory} has checkpoints of an earlier run, the newest {self.last}: choose another "
-                    "directory for a new run, or go on with that one by resume='auto'."
-                )
-        else:
-            path = Path(self.resume)
-            content = self.store.read(path) if path.is_dir() else torch.load(path, map_location="cpu", weights_only=True)
-            self._restore_from(engine, content, path)
+        checkpoints = self.store.list()
+        if self.resume == "never" and checkpoints:
+            raise ValueError(
+                f"{self.directory} has checkpoints of an earlier run, the newest {checkpoints[-1].path}: choose another "
+                "directory for a new run, or go on with that one by resume='auto'."
+            )
+        began_elsewhere = self.resume not in ("auto", "never")
+        if began_elsewhere and not (checkpoints and checkpoints[-1].origin == self.resume):
+            self._origin = self.resume
+            self._restore_from(engine, self._read(Path(self.resume)), Path(self.resume))
+            return
+        newest = self.store.newest_whole()
+        if newest is not None and newest[0].finished and not _stays_finished(newest[1][_OURS]["engine"], engine.state):
+            # The end of the run may have changed it, by bringing back the best weights: go on from before.
+            newest = self.store.newest_whole(running=True)
+        if newest is not None:
+            self._origin = newest[0].origin
+            self._restore_from(engine, newest[1], newest[0].path)
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        """A checkpoint of ours, or a file of Ignite's."""
+        if not path.exists():
+            raise ValueError(f"There is no checkpoint {path} to go on with: resume is 'auto', 'never', or a path.")
+        if path.is_dir():
+            return self.store.read(path)
+        try:
+            content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            raise ValueError(
+                f"{path} is no file of tensors and plain values, or not a whole one, and nothing else is read, because it "
+                f"could run code: {str(error).splitlines()[0]}"
+            ) from error
+        return content
 
     def _restore_from(self, engine: Any, content: dict[str, Any], path: Path) -> None:
+        objects = self._objects_in(content, path)
         ours = content.get(_OURS)
         if ours is None:
-            self._load(engine, self._objects_in(content, path), path)
+            load_all_or_none(objects, path)
             return
         if ours["format"] > FORMAT:
             raise ValueError(f"{path} was written by a newer version of Camshaft (format {ours['format']}): upgrade.")
         saved, state = ours["engine"], engine.state
-        self._check_epoch_length(state, saved, path)
-        handlers = self._stateful_handlers(engine)
-        states = [(name, handlers[name], kept) for name, kept in ours["handlers"].items() if name in handlers]
-        for name in set(ours["handlers"]) - set(handlers):
-            if ours["handlers"][name]:
-                warnings.warn(f"{path} has the state of {name}, but no such handler is attached.", stacklevel=2)
-        self._load(engine, [*self._objects_in(content, path), *states], path)
-        if self.monitor is not None and ours["monitor"] is not None:
-            self.monitor.load_state_dict(ours["monitor"])
-
-        within_epoch = saved["position"] is not None and not saved["should_terminate"]
-        state.iteration = saved["iteration"]
-        state.epoch = saved["epoch"] - within_epoch  # the loop is about to begin that epoch again
-        state.epoch_length = saved["epoch_length"]
-        state.optimizer_step = saved["optimizer_step"]
-        state.metrics.update(saved["metrics"])
-        for key, value in saved["user"].items():
-            setattr(state, key, value)
-        engine._init_iter = saved["position"] if within_epoch else 0
-        engine._dataloader_iter = None
-        assert self._data is not None
-        self._data.load_state_dict(ours["data"])
-        self._pending = {"ours": ours, "states": states, "within_epoch": within_epoch}
-
-    def begin(self, engine: Any) -> None:
-        """Go on after a checkpoint from the end of an epoch: with its generators, and its decision to end the run."""
-        if self._pending is None:
-            return
-        saved = self._pending["ours"]["engine"]
-        if saved["finished"] and _stays_finished(saved, engine.state):
-            engine.logger.warning(
-                "The run in %s is finished (epoch %d, iteration %d): nothing to do. Pass a larger max_epochs to go on.",
-                self.directory,
-                saved["epoch"],
-                saved["iteration"],
-            )
-            engine.terminate(skip_completed=True)
-        elif saved["should_terminate"]:
-            engine.should_terminate = saved["should_terminate"]
-        if not self._pending["within_epoch"]:
-            self._bring_back_what_was_reset(engine)
-
-    def begin_epoch(self, engine: Any) -> None:
-        """Note where an epoch begins, and go on after a checkpoint from within it: what its start has reset comes back."""
-        position = engine._init_iter or 0
-        self._epoch_began_at = engine.state.iteration - position
-        if self._pending is not None:
-            self._bring_back_what_was_reset(engine)
-
-    def _bring_back_what_was_reset(self, engine: Any) -> None:
-        """Once all handlers have begun the run, or the epoch: their states again, the metrics and the generators."""
-        assert self._pending is not None
-        for _, handler, state in self._pending["states"]:
-            handler.load_state_dict(state)
-        engine.state.metrics.update(self._pending["ours"]["engine"]["metrics"])
-        set_generator_states(self._pending["ours"]["generators"], self._own_generators(engine))
-        self._pending = None
-
-    def _objects_in(self, content: Mapping[str, Any], path: Path) -> list[tuple[str, Any, Any]]:
-        missing = sorted(set(self.objects) - set(content))
-        if len(self.objects) == 1 and missing:  # Ignite writes a single object without its name
-            return [(name, thing, content) for name, thing in self.objects.items()]
-        if missing:
-            raise ValueError(
-                f"{path} has no {' and no '.join(map(repr, missing))}; it has {sorted(set(content) - {_OURS})}. Name the "
-                "objects as they were named when it was saved, or choose another directory."
-            )
-        return [(name, thing, content[name]) for name, thing in self.objects.items()]
-
-    def _load(self, engine: Any, states: list[tuple[str, Any, Any]], path: Path) -> None:
-        """Load all states or, if one does not fit, none."""
-        before = [(thing, copy.deepcopy(unwrapped(thing).state_dict())) for _, thing, _ in states]
-        for name, thing, state in states:
-            try:
-                unwrapped(thing).load_state_dict(state)
-            except Exception as error:
-                for loaded, state_before in before:
-                    unwrapped(loaded).load_state_dict(state_before)
-                raise ValueError(
-                    f"{path} does not fit: {name!r} ({type(thing).__name__}) cannot take its state: {error}. Nothing was "
-                    "changed. Build it as it was built when it was saved, or choose another directory."
-                ) from error
-
-    def _check_epoch_length(self, state: Any, saved: Mapping[str, Any], path: Path) -> None:
         if state.epoch_length is not None and saved["epoch_length"] not in (None, state.epoch_length):
             raise ValueError(
                 f"{path} was saved with {saved['epoch_length']} iterations an epoch, but the data has now "
                 f"{state.epoch_length}: use the same data and batch size, or choose another directory."
             )
+        attached = stateful_handlers(engine)
+        for name in set(ours["handlers"]) - set(attached):
+            if ours["handlers"][name]:
+                warnings.warn(f"{path} has the state of {name}, but no such handler is attached.", stacklevel=2)
+        handlers = [Restored(name, attached[name], kept) for name, kept in ours["handlers"].items() if name in attached]
+        load_all_or_none([*objects, *handlers], path)
+        if self.monitor is not None and ours["monitor"] is not None:
+            self.monitor.load_state_dict(ours["monitor"])
+        self._pending = pending = _pending(ours, handlers, state)
+
+        state.iteration = saved["iteration"]
+        state.epoch = saved["epoch"] - pending.within_epoch  # the loop is about to begin that epoch again
+        state.epoch_length = saved["epoch_length"] or state.epoch_length
+        state.optimizer_step = saved["optimizer_step"]
+        state.metrics.update(ours["metrics"])
+        for key, value in saved["user"].items():
+            setattr(state, key, value)
+        engine._init_iter = saved["position"] if pending.within_epoch else 0
+        engine._dataloader_iter = None
+        self._of(engine).load_state_dict(ours["data"])
+
+    def _objects_in(self, content: Mapping[str, Any], path: Path) -> list[Restored]:
+        missing = sorted(set(self.objects) - set(content))
+        if (
+            len(self.objects) == 1 and missing and _OURS not in content
+        ):  # Ignite writes a single object without its name
+            return [Restored(name, thing, content) for name, thing in self.objects.items()]
+        if missing:
+            raise ValueError(
+                f"{path} has no {' and no '.join(map(repr, missing))}; it has {sorted(set(content) - {_OURS})}. Name the "
+                "objects as they were named when it was saved, or choose another directory."
+            )
+        return [Restored(name, thing, content[name]) for name, thing in self.objects.items()]
+
+    def begin(self, engine: Any) -> None:
+        """Go on after a checkpoint from between two epochs, or from the end of the run."""
+        pending = self._pending
+        if pending is None or pending.within_epoch:
+            return
+        self._bring_back_what_was_reset(engine)
+        saved = pending.ours["engine"]
+        if pending.finished:
+            if pending.ours["rest"] is None:
+                engine.logger.warning(
+                    "The run in %s is finished (epoch %d, iteration %d): nothing to do. Pass a larger max_epochs to go on.",
+                    self.directory,
+                    saved["epoch"],
+                    saved["iteration"],
+                )
+            self._lock.release()
+            engine.terminate(skip_completed=True)
+        elif pending.ends:
+            engine.should_terminate = saved["should_terminate"] or True
+
+    def begin_epoch(self, engine: Any) -> None:
+        """Note where an epoch begins, and go on after a checkpoint from within it."""
+        position = engine._init_iter
+        if position is None:  # the engine will find it so, where a run goes on after an error
+            length = engine.state.epoch_length if engine._dataloader_iter is None else None
+            position = engine.state.iteration % length if length else 0
+        self._epoch_began_at = engine.state.iteration - position
+        if self._pending is not None:
+            self._bring_back_what_was_reset(engine)
+
+    def _bring_back_what_was_reset(self, engine: Any) -> None:
+        """Once all handlers have begun the run, or the epoch: their states again, the metrics and the generators.
+
+        Then what is left of the event in the midst of which it was saved.
+        """
+        pending, self._pending = self._pending, None
+        assert pending is not None
+        ours, rest = pending.ours, pending.ours["rest"]
+        for _, handler, state in pending.handlers:
+            handler.load_state_dict(state)
+        engine.state.metrics.update(ours["metrics"])
+        set_generator_states(ours["generators"], own_generators(engine))
+        if rest is not None and (pending.finished or not ours["engine"]["finished"]):
+            engine.state.output = ours["output"]
+            self._is_due = rest["is_due"]
+            engine._event_handlers[_DIVISIBLE[rest["event"]]].fire_from(engine, rest["phase"])
 
 
-_SAVING_METHODS = {Events.ITERATION_COMPLETED.name: "save_in_epoch", Events.EPOCH_COMPLETED.name: "save_epoch"}
+class _Pending(NamedTuple):
+    """What is brought back only when all handlers have begun the run, or the epoch under way.
+
+    Attributes:
+        ours: what the checkpoint holds beside the objects of the user.
+        handlers: with their states.
+        finished: the run is over, for what is asked for now, too.
+        ends: a handler, or ``max_iters``, was about to end the run.
+        within_epoch: an epoch is under way, and goes on.
+    """
+
+    ours: Mapping[str, Any]
+    handlers: list[Restored]
+    finished: bool
+    ends: bool
+    within_epoch: bool
 
 
-def _checked(event: Any) -> str:
-    name = getattr(event, "name", str(event))
-    if name not in _SAVING_METHODS:
-        raise ValueError(f"Checkpoint saves at {' or '.join(_SAVING_METHODS)}, filtered or not, but got {event!r}.")
-    return str(name)
+def _pending(ours: Mapping[str, Any], handlers: list[Restored], state: Any) -> _Pending:
+    saved = ours["engine"]
+    within_epoch = saved["position"] is not None
+    finished = saved["finished"] and _stays_finished(saved, state)
+    at_max_iters = within_epoch and state.max_iters is not None and saved["iteration"] >= state.max_iters
+    ends = not saved["finished"] and bool(saved["should_terminate"] or at_max_iters)
+    return _Pending(ours, handlers, finished, ends, within_epoch and not finished and not ends)
 
 
 def _stays_finished(saved: Mapping[str, Any], state: Any) -> bool:
@@ -487,53 +553,19 @@ def _stays_finished(saved: Mapping[str, Any], state: Any) -> bool:
     return bool(saved["epoch"] >= (state.max_epochs or 0))
 
 
-def unwrapped(thing: Any) -> Any:
-    """A module without what torch put around it (compilation, data parallelism), so that its keys are the user's."""
-    while isinstance(thing, nn.Module):
-        inner = getattr(thing, "_orig_mod", None)
-        if inner is None and isinstance(thing, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            inner = thing.module
-        if inner is None:
-            break
-        thing = inner
-    return thing
+def _time_to_save(event: Any) -> On:
+    """The subscription for one of the events at which the user wants to save."""
+    name = getattr(event, "name", str(event))
+    if name == Events.ITERATION_COMPLETED.name:
+        return On(event, Phase.SAVE, "save_after_iteration")
+    if name == Events.EPOCH_COMPLETED.name:
+        return On(event, Phase.CHECK, "save_after_epoch")
+    raise ValueError(f"Checkpoint saves at ITERATION_COMPLETED or EPOCH_COMPLETED, filtered or not, but got {event!r}.")
 
 
-def plain(value: Any, where: str = "") -> Any:
-    """``value`` with NumPy's numbers and arrays and paths made plain, so that ``weights_only`` can load it.
-
-    Raises:
-        TypeError: something that cannot be; the message says where it stands.
-
-    Example:
-        >>> plain({"path": Path("runs"), "losses": [0.5, torch.tensor(0.25)]})
-        {'path': 'runs', 'losses': [0.5, tensor(0.2500)]}
-    """
-    if value is None or isinstance(value, (str, bytes, bool, int, float, torch.Tensor, torch.Size, torch.dtype)):
-        return value
-    if isinstance(value, Mapping):
-        content: dict[Any, Any] = {key: plain(item, f"{where}/{key}") for key, item in value.items()}
-        if hasattr(value, "_metadata"):  # a module's, with the versions of its parts
-            content = OrderedDict(content)
-            content._metadata = value._metadata  # type: ignore[attr-defined]
-        return content
-    if isinstance(value, (list, tuple, set, frozenset)):
-        items = [plain(item, f"{where}/{index}") for index, item in enumerate(value)]
-        return tuple(items) if isinstance(value, tuple) else items
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if type(value).__module__.startswith("numpy"):
-        return value.item() if value.ndim == 0 else torch.as_tensor(value)
-    if isinstance(value, torch.device):
-        return str(value)
-    raise TypeError(
-        f"A checkpoint holds tensors and plain values, but {where.lstrip('/')} is {value!r} of type "
-        f"{type(value).__name__}: give it a state_dict() of such values."
-    )
-
-
-def _keeps_state(thing: Any) -> bool:
-    """Whether a handler that is not ours has a state to keep; modules and optimizers are the user's to name."""
-    if isinstance(thing, (Handler, IgniteEngine, nn.Module, torch.optim.Optimizer)):
-        return False
-    return callable(getattr(thing, "state_dict", None)) and callable(getattr(thing, "load_state_dict", None))
+def _output_of(engine: IgniteEngine) -> Any:
+    """What the step returned last, for handlers that have yet to see it; of what cannot be kept, the numbers."""
+    try:
+        return plain(engine.state.output)
+    except TypeError:
+        return outputs_of(engine)

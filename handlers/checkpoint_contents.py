@@ -25,7 +25,15 @@ from camshaft.handlers.ema import unwrapped
 from camshaft.handlers.evaluate import Evaluate
 from camshaft.handlers.handler import Handler, handlers_of
 
-__all__ = ["Restored", "keeps_state", "load_all_or_none", "own_generators", "plain", "stateful_handlers", "warn_of_forgotten"]
+__all__ = [
+    "Restored",
+    "keeps_state",
+    "load_all_or_none",
+    "own_generators",
+    "plain",
+    "stateful_handlers",
+    "warn_of_forgotten",
+]
 
 
 def keeps_state(thing: Any) -> bool:
@@ -73,7 +81,9 @@ def own_generators(engine: IgniteEngine) -> dict[str, Any]:
     for handler in handlers_of(engine):
         if isinstance(handler, Evaluate):
             sampler = getattr(handler.data, "sampler", None)
-            found.update(generators_within(**{f"{handler.prefix}data": handler.data, f"{handler.prefix}sampler": sampler}))
+            found.update(
+                generators_within(**{f"{handler.prefix}data": handler.data, f"{handler.prefix}sampler": sampler})
+            )
     return found
 
 
@@ -90,7 +100,9 @@ def warn_of_forgotten(engine: IgniteEngine, kept: Mapping[str, Any], directory: 
     for function in (step, *_functions_of_the_user(engine)):
         for kind in (TorchScheduler, torch.optim.lr_scheduler.ReduceLROnPlateau, torch.amp.GradScaler):
             used.update(used_by(function, kind))
-    known = {id(part) for thing in kept.values() for part in (thing.modules() if isinstance(thing, nn.Module) else [thing])}
+    known = {
+        id(part) for thing in kept.values() for part in (thing.modules() if isinstance(thing, nn.Module) else [thing])
+    }
     for name, thing in used.items():
         has_state = not isinstance(thing, nn.Module) or bool(thing.state_dict())
         if has_state and not {id(thing), id(unwrapped(thing))} & known:

@@ -41,6 +41,7 @@ class SavedCheckpoint(NamedTuple):
         number: of all that were written here, the how-manieth; the highest is the newest, whatever its iteration.
         monitor: the name of what is monitored, or None.
         mode: whether the best of it is the ``"min"`` or the ``"max"``.
+        origin: the path of the checkpoint, given by hand, from which the run began, or None.
     """
 
     path: Path
@@ -51,6 +52,7 @@ class SavedCheckpoint(NamedTuple):
     number: int = 0
     monitor: str | None = None
     mode: str | None = None
+    origin: str | None = None
 
 
 class CheckpointStore:
@@ -126,7 +128,7 @@ class CheckpointStore:
         self.verify(path)
         try:
             state: dict[str, Any] = torch.load(path / STATE_FILE, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        except pickle.UnpicklingError as error:
             raise BrokenCheckpointError(
                 f"The checkpoint {path} is broken: its digests are right, but {STATE_FILE} does not hold tensors and plain "
                 f"values alone ({_first_line(error)})."
@@ -217,8 +219,11 @@ class CheckpointStore:
                 broken.append(str(error))
                 continue
             value, finished = metadata.get("value"), metadata.get("finished", False)
-            more = metadata.get("number", 0), metadata.get("monitor"), metadata.get("mode")
-            found.append(SavedCheckpoint(path, metadata["iteration"], metadata["epoch"], value, finished, *more))
+            more = (metadata.get(key) for key in ("monitor", "mode", "origin"))
+            number = metadata.get("number", 0)
+            found.append(
+                SavedCheckpoint(path, metadata["iteration"], metadata["epoch"], value, finished, number, *more)
+            )
         return sorted(found, key=lambda checkpoint: (checkpoint.number, checkpoint.iteration)), broken
 
     def _metadata(self, path: Path) -> dict[str, Any]:
@@ -236,9 +241,15 @@ class CheckpointStore:
 
     def _put_in_place(self, writing: Path, final: Path) -> None:
         replaced = self.directory / f"{_REPLACED}{final.name}"
+        shutil.rmtree(replaced, ignore_errors=True)
         if final.exists():  # a directory cannot be renamed over another; clear_leftovers() mends a kill between the two
             os.rename(final, replaced)
-        os.rename(writing, final)
+        try:
+            os.rename(writing, final)
+        except OSError:
+            if replaced.exists():
+                os.rename(replaced, final)
+            raise
         _sync_directory(self.directory)
         shutil.rmtree(replaced, ignore_errors=True)
 

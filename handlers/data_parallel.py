@@ -8,7 +8,6 @@ Configures the engine's step, and listens to:
 
 from __future__ import annotations
 
-import functools
 import weakref
 from collections.abc import Iterable
 from typing import Any
@@ -84,7 +83,8 @@ class DataParallel(Handler):
     def choose_exchange(self) -> None:
         """Before a forward pass: its backward exchanges gradients unless more micro-batches of the group follow."""
         if self._wrapped is not None:
-            more_follow = not self._step.called_by_hand and not all(step.completes_group for step in self._step.backwards)
+            step = self._step
+            more_follow = not step.called_by_hand and not all(backward.completes_group for backward in step.backwards)
             self._wrapped.require_backward_grad_sync = not more_follow
 
     def exchange(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -108,7 +108,6 @@ class DataParallel(Handler):
 _wrappers: weakref.WeakKeyDictionary[nn.Module, DistributedDataParallel] = weakref.WeakKeyDictionary()
 
 
-@functools.cache
 def _parallel(base: type[nn.Module]) -> type[nn.Module]:
     """The class of a wrapped model: its own, but that training goes through the wrapper."""
 

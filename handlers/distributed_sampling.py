@@ -40,7 +40,8 @@ class DistributedSampling(Handler):
     - A batch sampler of the user gives whole batches, in turn; what cannot be shared evenly in the end is left out.
     - Of a loader without batches (``batch_size=None``), and of an ``IterableDataset``, each process goes through all and
       takes its turn, in the same way, unless ``split_iterable=False`` says that the data set does so itself.
-    - A loader whose sampler is distributed already is left alone, but for ``set_epoch`` at each epoch.
+    - A loader whose sampler is distributed already, which shows in ``num_replicas`` or ``set_epoch``, is left alone but
+      for ``set_epoch`` at each epoch.
 
     Args:
         split_iterable: whether to share what an ``IterableDataset`` gives.
@@ -202,7 +203,7 @@ def _samplers(loader: Any) -> list[Any]:
 
 
 def _is_distributed(sampler: Any) -> bool:
-    return isinstance(sampler, (Shares, Turns)) or hasattr(sampler, "num_replicas")
+    return isinstance(sampler, (Shares, Turns)) or hasattr(sampler, "num_replicas") or hasattr(sampler, "set_epoch")
 
 
 def _length(data: Any) -> int | None:

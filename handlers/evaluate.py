@@ -7,7 +7,7 @@ Listens to:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -108,6 +108,13 @@ class Evaluate(Handler):
         if self._last_run is None:  # it has yet to find out which metrics the evaluator has
             return 0 if name.startswith(self.prefix) else None
         return self._last_run if name in self._produced else None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"produced": sorted(self._produced), "last_run": self._last_run}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        self._produced = set(state_dict["produced"])
+        self._last_run = state_dict["last_run"]
 
     def _modules(self) -> tuple[nn.Module, ...]:
         return self.modules or tuple(modules_used_by(self.evaluator._process_function).values())

@@ -148,9 +148,9 @@ class Metrics(Handler):
             passing = type(usage) is BatchWise or (type(usage) is EpochWise and name in self._complete)
             if not passing:
                 kept[name] = metric.state_dict()
-        for name, metric in self._torchmetrics.items():
+        for name, collection in self._torchmetrics.items():
             if name not in self._complete:
-                kept[name] = {part: _state_of(inner) for part, inner in _parts_of(metric)}
+                kept[name] = {part: _state_of(inner) for part, inner in _parts_of(collection)}
         return {"produced_at": dict(self._produced_at), "metrics": kept}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:

@@ -4,8 +4,9 @@ Listens to:
 
 - STARTED in PREPARE: takes over the signals.
 - ITERATION_COMPLETED in DECIDE: pauses the run if one has come. INTERRUPT in SAVE: saves and leaves.
-- ITERATION_COMPLETED of each evaluator in DECIDE: leaves a validation that is under way.
-- COMPLETED and EXCEPTION_RAISED in CHECK: gives the signals back.
+- STARTED of each evaluator in CHECK: lets each ``Checkpoint`` note how it was before. ITERATION_COMPLETED of each
+  evaluator in DECIDE: leaves a validation that is under way.
+- EXCEPTION_RAISED in DECIDE: saves after that. COMPLETED and EXCEPTION_RAISED in SAVE: gives the signals back.
 """
 
 from __future__ import annotations
@@ -30,19 +31,17 @@ __all__ = ["PREEMPTED", "Preemption"]
 PREEMPTED = 75
 """The exit status after a preemption: EX_TEMPFAIL of sysexits.h, "start it again"."""
 
-_DEFAULT_SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name)
-)
+_DEFAULT_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name))
 
 
 class Preemption(Handler):
     """Answers to SIGTERM, SIGUSR1 (as SLURM sends before a job's time is over) and Ctrl-C: saves a checkpoint and leaves.
 
-    The iteration under way is finished, and a validation left; then every ``Checkpoint`` of the engine saves, and the
-    process ends with the status 75, which a launcher can tell from a failure, after Ctrl-C with 130. The same command
-    started again goes on from there to the same bits. A second signal ends the process at once.
+    The iteration under way is finished, or a validation left, which will be done again; then the engine's ``Checkpoint``
+    saves, and the process ends with the status 75, which a launcher can tell from a failure, after Ctrl-C with 130. The
+    same command started again goes on from there to the same bits. A second signal ends the process at once.
 
-    In a notebook nothing ends: ``run()`` returns, and goes on when it is called again.
+    In a notebook nothing ends: ``run()`` returns after the iteration, and goes on when it is called again.
 
     Args:
         signals: which to answer to.
@@ -66,8 +65,9 @@ class Preemption(Handler):
         On(Events.STARTED, Phase.PREPARE, "take_signals"),
         On(Events.ITERATION_COMPLETED, Phase.DECIDE, "pause_if_told"),
         On(Events.INTERRUPT, Phase.SAVE, "save_and_leave"),
-        On(Events.COMPLETED, Phase.CHECK, "give_signals_back"),
-        On(Events.EXCEPTION_RAISED, Phase.CHECK, "give_signals_back_at_error"),
+        On(Events.EXCEPTION_RAISED, Phase.DECIDE, "save_after_validation_was_left"),
+        On(Events.COMPLETED, Phase.SAVE, "give_signals_back"),
+        On(Events.EXCEPTION_RAISED, Phase.SAVE, "give_signals_back_at_error"),
     )
 
     def __init__(self, signals: Sequence[signal.Signals] = _DEFAULT_SIGNALS, *, leave: bool | None = None) -> None:
@@ -76,23 +76,28 @@ class Preemption(Handler):
         self._received: int | None = None
         self._before: dict[int, Any] = {}
         self._engine: Any = None
+        self._left_validation = False
 
     def check(self, engine: IgniteEngine) -> None:
         super().check(engine)
         if not any(isinstance(handler, Checkpoint) for handler in handlers_of(engine)):
             raise ValueError(f"{self!r} saves before it leaves, so it needs a Checkpoint on the same engine.")
         if threading.current_thread() is not threading.main_thread():
-            raise ValueError(f"{self!r} answers to signals, which python delivers to the main thread only: run it there.")
+            raise ValueError(
+                f"{self!r} answers to signals, which python delivers to the main thread only: run it there."
+            )
 
     def take_signals(self, engine: Any) -> None:
         """Take over the signals."""
         self._received = None
+        self._left_validation = False
         self._engine = engine
         for number in self.signals:
             self._before.setdefault(number, signal.signal(number, self._note))
-        for evaluator in _evaluators_of(engine):
-            if not evaluator.has_event_handler(self.leave_validation, Events.ITERATION_COMPLETED):
-                subscribe(evaluator, Events.ITERATION_COMPLETED, self.leave_validation, Phase.DECIDE)
+        for handler in handlers_of(engine):
+            if isinstance(handler, Evaluate) and not handler.evaluator.has_event_handler(self.leave_validation):
+                subscribe(handler.evaluator, Events.STARTED, self.note_before_validation, Phase.CHECK)
+                subscribe(handler.evaluator, Events.ITERATION_COMPLETED, self.leave_validation, Phase.DECIDE)
 
     def give_signals_back(self) -> None:
         """Let the signals do what they did before."""
@@ -127,14 +132,23 @@ class Preemption(Handler):
         if status is not None:
             raise SystemExit(status)
 
-    def leave_validation(self, evaluator: IgniteEngine) -> None:
+    def note_before_validation(self) -> None:
+        """Let what a validation will change be noted."""
+        for checkpoint in _checkpoints_of(self._engine) if self._engine is not None else ():
+            checkpoint.note_before_evaluation(self._engine)
+
+    def leave_validation(self) -> None:
         """Leave a validation that is under way, and with it the process: the run does it again when it goes on."""
-        status = self._status()
-        if status is None:
-            return
-        for checkpoint in _checkpoints_of(self._engine):
-            checkpoint.save_before_evaluation(self._engine)
-        raise SystemExit(status)
+        status = self._status() if self._engine is not None else None
+        if status is not None:
+            self._left_validation = True
+            raise SystemExit(status)
+
+    def save_after_validation_was_left(self, engine: IgniteEngine, error: BaseException) -> None:
+        """Save now that whatever the validation has exchanged, such as weights for their averages, is back."""
+        if self._left_validation and isinstance(error, SystemExit):
+            for checkpoint in _checkpoints_of(engine):
+                checkpoint.save_before_evaluation(engine)
 
     def _status(self) -> int | None:
         """The status to leave with, or None to stay: nobody said so, or a person sits before it."""
@@ -148,7 +162,3 @@ class Preemption(Handler):
 
 def _checkpoints_of(engine: IgniteEngine) -> list[Checkpoint]:
     return [handler for handler in handlers_of(engine) if isinstance(handler, Checkpoint)]
-
-
-def _evaluators_of(engine: IgniteEngine) -> list[IgniteEngine]:
-    return [handler.evaluator for handler in handlers_of(engine) if isinstance(handler, Evaluate)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import weakref
 from pathlib import Path
 
 try:
@@ -33,6 +34,7 @@ class RunLock:
     def __init__(self, directory: Path) -> None:
         self.path = directory / ".lock"
         self._descriptor: int | None = None
+        _locks.add(self)
 
     def acquire(self) -> None:
         """Take the lock for this process.
@@ -68,3 +70,16 @@ class RunLock:
 
     def __del__(self) -> None:
         self.release()
+
+
+_locks: weakref.WeakSet[RunLock] = weakref.WeakSet()
+
+
+def _let_go_of_locks() -> None:
+    """In a forked process: it shares its parent's locks, and would keep them when the parent is killed."""
+    for lock in _locks:
+        lock.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go_of_locks)

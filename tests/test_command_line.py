@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 
@@ -66,16 +67,17 @@ def test_env_says_which_distribution_is_not_installed(
     assert "a-distribution-that-nobody-wrote  not installed" in capsys.readouterr().out
 
 
-def test_the_package_runs_as_a_module() -> None:
+def test_the_package_runs_as_a_module(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "camshaft", "--version"]
-    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.startswith("camshaft ")
+    answer = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert answer.stdout.startswith("camshaft ")
 
 
-def test_env_answers_without_importing_torch() -> None:
+def test_env_answers_without_importing_torch(tmp_path: Path) -> None:
     program = """if True:
         import sys
         from camshaft.__main__ import main
         main(["env"])
         sys.exit(sorted({"torch", "ignite", "numpy"} & sys.modules.keys()) or 0)
     """
-    subprocess.run([sys.executable, "-c", program], stdout=subprocess.DEVNULL, check=True)
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, stdout=subprocess.DEVNULL, check=True)

@@ -72,26 +72,28 @@ def test_setup_maps_every_linked_folder_to_its_package() -> None:
     assert mapping == {"camshaft": "camshaft"} | {f"camshaft.{name}": name for name in MAPPED}
 
 
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="a source distribution has the mapping alone")
 @pytest.mark.parametrize("name", MAPPED)
 def test_a_link_in_the_package_leads_to_each_mapped_folder(name: str) -> None:
     assert (ROOT / "camshaft" / name).resolve() == ROOT / name
 
 
-@pytest.mark.parametrize("file", sorted(files_of_packages() - {"camshaft/py.typed"}))
-def test_every_module_opens_by_saying_what_it_is_for(file: str) -> None:
-    assert (ROOT / file).read_text(encoding="utf-8").startswith('"""')
+@pytest.mark.parametrize("folder", folders_of_packages().values(), ids=list(folders_of_packages()))
+def test_every_module_opens_by_saying_what_it_is_for(folder: Path) -> None:
+    silent = [module.name for module in folder.glob("*.py") if not module.read_text("utf-8").startswith('"""')]
+    assert not silent
 
 
 # Imports
 
 
-def test_importing_the_packages_imports_neither_torch_nor_ignite() -> None:
+def test_importing_the_packages_imports_neither_torch_nor_ignite(tmp_path: Path) -> None:
     program = """if True:
         import sys, camshaft, camshaft.handlers, camshaft.contrib
         dir(camshaft), camshaft.__version__, camshaft.__all__
         sys.exit(sorted({"torch", "ignite", "numpy", "tqdm", "tensorboardX"} & sys.modules.keys()) or 0)
     """
-    run(sys.executable, "-c", program, cwd=ROOT)
+    run(sys.executable, "-c", program, cwd=tmp_path)
 
 
 def test_the_root_package_has_the_names_of_engine_and_handlers() -> None:
@@ -147,13 +149,13 @@ def files_in_wheel(wheel: Path) -> set[str]:
 
 
 def links_as_they_are(source: Path) -> None:
-    assert (source / "camshaft" / "engine").is_symlink()
+    """What git makes."""
 
 
 def links_as_text_files(source: Path) -> None:
     """What unpacking an archive, or git on Windows, may leave of a link."""
     for name in MAPPED:
-        (source / "camshaft" / name).unlink()
+        (source / "camshaft" / name).unlink(missing_ok=True)
         (source / "camshaft" / name).write_text(f"../{name}")
 
 

@@ -22,6 +22,8 @@ def run(arguments: argparse.Namespace) -> int:
         print(plot_curves(arguments.runs, arguments.output))
     except ImportError as error:
         raise CommandError("plot needs matplotlib: pip install 'camshaft[vision]'.") from error
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise CommandError(f"{error.filename}: {error.strerror}." if error.strerror else str(error)) from error
+    except ValueError as error:
         raise CommandError(str(error)) from error
     return 0

@@ -26,7 +26,7 @@ def test_every_is_read_from_a_filter_of_ignites_making(every) -> None:
         Events.ITERATION_COMPLETED(every=2, after=3),
         Events.ITERATION_COMPLETED(event_filter=lambda engine, every: every % 2 == 0),
     ],
-    ids=str,
+    ids=["None", "string", "event", "every=1", "once=2", "once=[2, 4]", "before", "every and after", "function"],
 )
 def test_no_every_is_read_from_anything_else(event) -> None:
     assert every_of(event) == 0

@@ -14,14 +14,16 @@ from camshaft.handlers import DistributedSampling
 class TestOnOneProcess:
     def test_leaves_a_shuffling_loader_as_it_is(self, engine_of):
         seen = []
+        loader = DataLoader(range(4), shuffle=True)
         engine = engine_of(lambda engine, batch: seen.append(batch.item()), DistributedSampling())
-        engine.run(DataLoader(range(4), shuffle=True))
+        assert engine.run(loader).dataloader is loader
         assert sorted(seen) == [0, 1, 2, 3]
 
     def test_leaves_a_distributed_sampler_alone(self, engine_of):
         sampler = DistributedSampler(range(4), num_replicas=1, rank=0)
-        loader = DataLoader(range(4), sampler=sampler)
-        engine_of(lambda engine, batch: None, DistributedSampling(loader)).run(loader, max_epochs=3)
+        engine_of(lambda engine, batch: None, DistributedSampling()).run(
+            DataLoader(range(4), sampler=sampler), max_epochs=3
+        )
         assert sampler.epoch == 0
 
     def test_works_without_data(self, engine_of):
@@ -34,121 +36,167 @@ def test_two_of_them_are_refused():
         engine.run([0])
 
 
+# Each run writes down its batches as [epoch, *samples]; 11 samples, so that nothing comes out even.
 PROGRAM = """
-import json, sys
+import json, os, random, sys
 import torch
 import torch.distributed as dist
 from ignite.engine import Engine as IgniteEngine
-from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, RandomSampler
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, Sampler
 from camshaft.engine import Engine
-from camshaft.handlers import DistributedSampling
+from camshaft.handlers import DistributedSampling, Evaluate
 
-store, rank, result = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-data = list(range(8))
+store, rank, world, result = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+if world > 1:
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+data = list(range(11))
 seen = {}
 
-def run(name, engine_class, loader, *arguments, epochs=2, over=None):
-    batches = seen[name] = []
-    engine = engine_class(lambda engine, batch: batches.append([engine.state.epoch, *batch.tolist()]))
-    DistributedSampling(*arguments).attach(engine)
+def note(batches):
+    return lambda engine, batch: batches.append([engine.state.epoch, *torch.as_tensor(batch).reshape(-1).tolist()])
+
+def run(name, loader, engine_class=Engine, handler=None, epochs=2):
+    torch.manual_seed(rank)  # the first process decides, whatever the others would draw
+    random.seed(rank)
+    seen[name] = []
+    engine = engine_class(note(seen[name]))
+    (handler or DistributedSampling()).attach(engine)
     try:
-        engine.run(loader if over is None else over, max_epochs=epochs)
+        seen[name + " iterations"] = engine.run(loader, max_epochs=epochs).iteration
     except ValueError as error:
         seen[name] = str(error)
 
-def distributed(seed=0):
-    return DataLoader(data, batch_size=2, sampler=DistributedSampler(data, seed=seed))
-
-run("camshaft", Engine, distributed())
-run("ignite", IgniteEngine, distributed())
-by_hand = seen["by hand"] = []
-loader = distributed()
-for epoch in range(2):
-    loader.sampler.set_epoch(epoch)
-    by_hand += [[epoch + 1, *batch.tolist()] for batch in loader]
-run("batch sampler", Engine, DataLoader(data, batch_sampler=BatchSampler(DistributedSampler(data), 2, False)))
+class OwnSampler(Sampler):
+    def __len__(self):
+        return len(data)
+    def __iter__(self):
+        yield from random.sample(data, len(data))
 
 class OwnBatches:
+    def __len__(self):
+        return 3
+    def __iter__(self):
+        yield from ([0, 1, 2], [3, 4], [5])
+
+class EpochBatches:
     epoch = None
     def set_epoch(self, epoch):
         self.epoch = epoch
     def __iter__(self):
         yield [self.epoch, rank]
-run("own batch sampler", Engine, DataLoader(data, batch_sampler=OwnBatches()), epochs=3)
 
 class Stream(IterableDataset):
     def __iter__(self):
-        yield from data[rank::2]
-run("stream", Engine, DataLoader(Stream(), batch_size=2), epochs=1)
+        yield from data
 
-given = distributed()
-run("given", Engine, given, given, over=[torch.ones(1)])
-seen["given"] = given.sampler.epoch
-run("random", Engine, DataLoader(data, shuffle=True))
-run("random of ignite", IgniteEngine, DataLoader(data))
-run("list", Engine, [torch.tensor([1])], epochs=1)
+size = 4 // world
+run("shuffled", DataLoader(data, batch_size=size, shuffle=True))
+run("on ignite", DataLoader(data, batch_size=size, shuffle=True), IgniteEngine)
+run("in workers", DataLoader(data, batch_size=size, shuffle=True, num_workers=1))
+run("drop last", DataLoader(data, batch_size=size, shuffle=True, drop_last=True))
+run("own sampler", DataLoader(data, batch_size=size, sampler=OwnSampler()))
+run("single", DataLoader(data, batch_size=None))
+run("own batches", DataLoader(data, batch_sampler=OwnBatches()))
+run("stream", DataLoader(Stream(), batch_size=size), epochs=1)
+run("split by itself", DataLoader(Stream(), batch_size=size), handler=DistributedSampling(split_iterable=False), epochs=1)
+run("few", DataLoader([0], batch_size=1))
+run("leftover of one", DataLoader(data[:9], batch_size=size))
+run("list", [torch.tensor([1])], epochs=1)
+if world > 1:
+    run("distributed already", DataLoader(data, batch_size=2, sampler=DistributedSampler(data)))
+    run("batch sampler", DataLoader(data, batch_sampler=BatchSampler(DistributedSampler(data), 2, False)))
+    run("told the epoch", DataLoader(data, batch_sampler=EpochBatches()), epochs=3)
+
+evaluated = seen["evaluated"] = []
+trainer = Engine(lambda engine, batch: None)
+evaluate = Evaluate(Engine(note(evaluated)), DataLoader(data, batch_size=size), modules=[torch.nn.Linear(1, 1)])
+trainer.attach(evaluate, DistributedSampling())
+trainer.run([0], max_epochs=1)
+
 with open(result, "w") as file:
     json.dump(seen, file)
-dist.destroy_process_group()
+if world > 1:
+    dist.destroy_process_group()
 """
+
+
+def seen_by(processes, folder):
+    """What each of so many real processes saw."""
+    program = folder / "program.py"
+    program.write_text(PROGRAM)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    results = [folder / f"{rank}.json" for rank in range(processes)]
+    started = []
+    for rank, result in enumerate(results):
+        arguments = [str(folder / "store"), str(rank), str(processes), str(result)]
+        command = [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", str(program), *arguments]
+        started.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
+    try:
+        errors = [process.communicate(timeout=120)[1] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [0] * processes, "\n".join(errors)
+    return [json.loads(result.read_text()) for result in results]
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory):
+    return seen_by(1, tmp_path_factory.mktemp("one_process"))[0]
 
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
-    """What each of two real processes saw."""
-    folder = tmp_path_factory.mktemp("two_processes")
-    program = folder / "program.py"
-    program.write_text(PROGRAM)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", str(program), str(folder / "store")]
-    results = [folder / f"{rank}.json" for rank in range(2)]
-    processes = [
-        subprocess.Popen([*command, str(rank), str(result)], env=environment, stderr=subprocess.PIPE, text=True)
-        for rank, result in enumerate(results)
-    ]
-    try:
-        errors = [process.communicate(timeout=120)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
-    return [json.loads(result.read_text()) for result in results]
+    return seen_by(2, tmp_path_factory.mktemp("two_processes"))
 
 
 @pytest.mark.distributed
 class TestOnTwoProcesses:
-    @pytest.mark.parametrize("engine", ["camshaft", "ignite"])
-    def test_each_sees_its_part_in_another_order_each_epoch_as_in_a_loop_by_hand(self, two_processes, engine):
-        orders = []
-        for seen in two_processes:
-            assert seen[engine] == seen["by hand"]
-        for epoch in (1, 2):
-            parts = [
-                [sample for batch_epoch, *batch in seen[engine] for sample in batch if batch_epoch == epoch]
-                for seen in two_processes
-            ]
-            assert sorted(parts[0] + parts[1]) == list(range(8))
-            orders.append(parts)
-        assert orders[0] != orders[1]
+    @pytest.mark.parametrize("name", ["shuffled", "on ignite", "in workers", "drop last", "own sampler"])
+    def test_both_together_see_the_batches_of_one_process_with_batches_twice_as_large(
+        self, one_process, two_processes, name
+    ):
+        first, second = (seen[name] for seen in two_processes)
+        together = [[epoch, *sorted(mine + others)] for (epoch, *mine), (_, *others) in zip(first, second, strict=True)]
+        assert together == [[epoch, *sorted(samples)] for epoch, *samples in one_process[name]]
 
-    def test_a_sampler_within_a_sampler_of_batches_is_told_the_epoch(self, two_processes):
-        assert all(seen["batch sampler"] == seen["by hand"] for seen in two_processes)
+    def test_each_epoch_has_another_order(self, two_processes):
+        epochs = [[batch[1:] for batch in two_processes[0]["shuffled"] if batch[0] == epoch] for epoch in (1, 2)]
+        assert epochs[0] != epochs[1]
 
-    def test_a_sampler_of_batches_is_told_the_epoch(self, two_processes):
+    def test_a_last_batch_too_small_to_share_goes_into_the_one_before(self, two_processes):
+        batches = [[samples for _, *samples in seen["leftover of one"]][:2] for seen in two_processes]
+        assert batches == [[[0, 2], [4, 6, 8]], [[1, 3], [5, 7]]]
+
+    def test_whole_batches_and_single_samples_are_taken_in_turn_as_often_by_each(self, two_processes):
         for rank, seen in enumerate(two_processes):
-            assert seen["own batch sampler"] == [[1, 0, rank], [2, 1, rank], [3, 2, rank]]
+            assert seen["own batches"] == [[epoch, *([0, 1, 2], [3, 4])[rank]] for epoch in (1, 2)]
+            assert seen["single"] == [[epoch, sample] for epoch in (1, 2) for sample in range(rank, 10, 2)]
+            assert seen["stream"] == [
+                [1, *samples] for samples in ([[0, 1], [4, 5], [8, 9]], [[2, 3], [6, 7], [10]])[rank]
+            ]
 
-    def test_a_stream_is_left_to_split_itself(self, two_processes):
-        assert [seen["stream"] for seen in two_processes] == [[[1, 0, 2], [1, 4, 6]], [[1, 1, 3], [1, 5, 7]]]
+    def test_a_stream_that_splits_itself_is_left_alone(self, two_processes):
+        assert two_processes[0]["split by itself"] == two_processes[1]["split by itself"]
 
-    def test_the_sampler_of_a_given_loader_is_told_the_epoch(self, two_processes):
-        assert [seen["given"] for seen in two_processes] == [1, 1]
+    def test_epochs_are_as_long_as_the_share(self, two_processes):
+        assert all(seen["shuffled iterations"] == 2 * 3 for seen in two_processes)
 
-    def test_a_loader_that_gives_all_data_to_each_process_is_refused(self, two_processes):
-        for seen in two_processes:
-            assert seen["random"].startswith("There are 2 processes, but the DataLoader has a RandomSampler")
-            assert "SequentialSampler" in seen["random of ignite"]
+    def test_fewer_samples_than_processes_are_refused(self, two_processes):
+        assert all("1 samples cannot be shared among 2 processes" in seen["few"] for seen in two_processes)
 
-    def test_data_without_a_sampler_is_taken_as_it_is(self, two_processes):
+    def test_data_that_is_no_loader_is_left_alone(self, two_processes):
         assert all(seen["list"] == [[1, 1]] for seen in two_processes)
+
+    def test_a_sampler_that_is_distributed_already_is_kept_and_told_the_epoch(self, two_processes):
+        for name in ("distributed already", "batch sampler"):
+            orders = [
+                [sample for epoch, *batch in two_processes[0][name] for sample in batch if epoch == n] for n in (1, 2)
+            ]
+            assert orders[0] != orders[1]
+        for rank, seen in enumerate(two_processes):
+            assert seen["told the epoch"] == [[1, 0, rank], [2, 1, rank], [3, 2, rank]]
+
+    def test_an_evaluation_sees_each_sample_once(self, two_processes):
+        evaluated = [sample for seen in two_processes for _, *samples in seen["evaluated"] for sample in samples]
+        assert sorted(evaluated) == list(range(11))

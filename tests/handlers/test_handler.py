@@ -199,7 +199,7 @@ class TestRepresentation:
             (do_nothing, "do_nothing"),
             (nn.Linear, "Linear"),
         ],
-        ids=str,
+        ids=lambda value: value if isinstance(value, str) else type(value).__name__,
     )
     def test_values_are_shown_in_the_fewest_words(self, value, shown):
         assert repr(Notes(value, [])) == f"Notes(name={shown}, notes=[])"

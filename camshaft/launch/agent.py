@@ -1,0 +1,238 @@
+"""torchrun's elastic agent, with better manners when a rank ends.
+
+It differs in what follows, and in nothing else:
+
+- A signal goes to the ranks, not to the processes that they started: a DataLoader's workers would die of it, and with
+  them the rank that is about to save. It may be any signal that the launcher was told to pass on.
+- When a rank has failed, the others have a second to fail of it themselves and five to end before they are killed.
+- When a rank has left with 75 because it was preempted, the others may save for the whole grace period, and nothing is
+  started again.
+- It keeps how each rank ended (`ending.py`).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch.distributed.launcher.api as torch_launcher
+from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerState
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.multiprocessing import LogsSpecs, SignalException
+from torch.distributed.elastic.multiprocessing.api import MultiprocessContext, SubprocessContext
+
+from camshaft.launch.ending import PREEMPTED, Ending, report
+from camshaft.launch.logs import MergedLogs
+
+__all__ = ["SIGNALS", "Agent", "Watch", "agents_are_ours", "quiet_torchrun", "signals_as_exceptions"]
+
+SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
+"""What the launcher passes on."""
+
+GRACE_PERIOD = 30.0
+"""Seconds that ranks have to save when they are told to end."""
+_TO_FAIL = 1.0
+_TO_END_AFTER_A_FAILURE = 5.0
+
+
+class Watch:
+    """What the launcher wants from its agent, and learns from it.
+
+    Args:
+        grace_period: how many seconds ranks that are told to end have to save.
+        logs: the merged log; left out, the agent logs as torchrun does.
+
+    Attributes:
+        endings: how the ranks of the last attempt ended.
+    """
+
+    def __init__(self, grace_period: float = GRACE_PERIOD, logs: MergedLogs | None = None) -> None:
+        self.grace_period = grace_period
+        self.logs = logs
+        self.endings: list[Ending] = []
+
+
+class Agent(LocalElasticAgent):
+    """The agent of one host. Its arguments are torchrun's, and a ``Watch``."""
+
+    def __init__(self, *args: Any, logs_specs: LogsSpecs, watch: Watch, **options: Any) -> None:
+        super().__init__(*args, logs_specs=watch.logs or logs_specs, **options)
+        self._watch = watch
+        self._sent: dict[int, set[int]] = {}
+        self._killed: dict[int, tuple[float, bool]] = {}  # how long it was waited for, and whether it was stopped
+        self._ended_at: dict[int, float] = {}
+
+    def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
+        self._sent, self._killed, self._ended_at = {}, {}, {}
+        self._watch.endings = []
+        processes: dict[int, Any] = super()._start_workers(worker_group)
+        return processes
+
+    def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        if any(self._returncodes().values()):
+            self._wait_for_the_others()
+        result = super()._monitor_workers(worker_group)
+        if result.state in {WorkerState.FAILED, WorkerState.SUCCEEDED}:
+            endings = self._keep_endings()
+            if all(ending.returncode in (0, PREEMPTED) for ending in endings):
+                self._remaining_restarts = 0
+            elif self._remaining_restarts > 0:
+                most = worker_group.spec.max_restarts
+                sys.stderr.write(report(endings))
+                sys.stderr.write(f"[camshaft] Restart {most - self._remaining_restarts + 1} of {most}\n")
+                sys.stderr.flush()
+        return result
+
+    def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, *args: Any, **options: Any) -> None:
+        if self._pcontext is not None:
+            self._end(death_sig, self._watch.grace_period)
+            self._keep_endings()
+        super()._shutdown(death_sig, *args, **options)
+
+    # The ranks
+
+    def _returncodes(self) -> dict[int, int | None]:
+        """For each local rank its process's exit status, as of ``subprocess``; None while it lives."""
+        codes: dict[int, int | None] = {}
+        if isinstance(self._pcontext, SubprocessContext):
+            codes = {rank: handler.proc.poll() for rank, handler in self._pcontext.subprocess_handlers.items()}
+        elif isinstance(self._pcontext, MultiprocessContext) and self._pcontext._pc is not None:
+            codes = {rank: process.exitcode for rank, process in enumerate(self._pcontext._pc.processes)}
+        for rank, code in codes.items():
+            if code is not None:
+                self._ended_at.setdefault(rank, time.time())
+        return codes
+
+    def _alive(self) -> list[int]:
+        return [rank for rank, code in self._returncodes().items() if code is None]
+
+    def _wait_for_the_others(self) -> None:
+        begun = time.monotonic()
+        while self._alive():
+            preempted = all(code in (None, 0, PREEMPTED) for code in self._returncodes().values())
+            if time.monotonic() - begun > (self._watch.grace_period if preempted else _TO_FAIL):
+                self._end(signal.SIGTERM, _TO_END_AFTER_A_FAILURE)
+                return
+            time.sleep(0.05)
+
+    def _end(self, number: signal.Signals, patience: float) -> None:
+        """Pass a signal on to the ranks, and kill those that live on for too long or when a second signal comes."""
+        begun = time.monotonic()
+        for rank in self._alive():
+            self._send(rank, number)
+        while self._alive() and time.monotonic() - begun < patience:
+            try:
+                time.sleep(0.05)
+            except SignalException:
+                if time.monotonic() - begun > 1:  # `timeout` and others send the first one twice
+                    break
+        for rank in self._alive():
+            self._killed[rank] = time.monotonic() - begun, _is_stopped(self._pid(rank))
+            self._send(rank, signal.SIGKILL, group=True)
+        while self._alive() and time.monotonic() - begun < patience + 5:  # in the kernel, a process may not even die
+            time.sleep(0.01)
+
+    def _pid(self, rank: int) -> int:
+        assert self._pcontext is not None
+        return int(self._pcontext.pids()[rank])
+
+    def _send(self, rank: int, number: signal.Signals, group: bool = False) -> None:
+        self._sent.setdefault(rank, set()).add(number)
+        try:
+            # torch makes a program the leader of a process group, but not a function's process.
+            if group and isinstance(self._pcontext, SubprocessContext):
+                os.killpg(self._pid(rank), number)
+            else:
+                os.kill(self._pid(rank), number)
+        except ProcessLookupError:
+            pass
+
+    def _keep_endings(self) -> list[Ending]:
+        logs = self._watch.logs
+        if logs is not None:
+            logs.finish()
+        self._watch.endings = []
+        for rank, code in self._returncodes().items():
+            at, traceback = (None, "") if logs is None else logs.last_traceback(rank)
+            waited, stopped = self._killed.get(rank, (None, False))
+            ending = Ending(
+                self._worker_group.workers[rank].global_rank,
+                -signal.SIGKILL if code is None else code,
+                time=at or self._ended_at.get(rank, time.time()),
+                sent=self._sent.get(rank, set()),
+                waited=waited,
+                stopped=stopped,
+                traceback=traceback,
+                log=None if logs is None else logs.file_of(rank),
+            )
+            if logs is not None and code in (0, PREEMPTED):
+                logs.show_last_traceback(rank)
+            self._watch.endings.append(ending)
+        return self._watch.endings
+
+
+def _is_stopped(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
+    except OSError:  # no Linux
+        return False
+
+
+@contextmanager
+def agents_are_ours(watch: Watch) -> Iterator[None]:
+    """Let torch's launcher make our agent: torch has no parameter for the class, and all else is to stay torch's."""
+    before = torch_launcher.LocalElasticAgent
+    torch_launcher.LocalElasticAgent = partial(Agent, watch=watch)  # type: ignore[assignment,misc]
+    try:
+        yield
+    finally:
+        torch_launcher.LocalElasticAgent = before  # type: ignore[misc]
+
+
+@contextmanager
+def signals_as_exceptions(names: Sequence[str] = SIGNALS) -> Iterator[None]:
+    """Raise torch's ``SignalException`` where a signal comes, also before the agent does so, and give signals back."""
+
+    def raise_(number: int, frame: Any) -> None:
+        raise SignalException(f"Process {os.getpid()} got signal {number}", signal.Signals(number))
+
+    before = {}
+    for name in (*names, *SIGNALS[:4]):  # the latter are what torch always takes over
+        number = getattr(signal, name.strip(), None)
+        if number is None:
+            continue
+        try:
+            before.setdefault(number, signal.signal(number, raise_))
+        except ValueError:  # not in the main thread
+            break
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def quiet_torchrun() -> Iterator[None]:
+    """Keep torchrun's own loggers silent, unless LOGLEVEL or TORCH_LOGS asks for them: the launcher reports itself."""
+    talkers = ("torch.distributed.run", "torch.distributed.elastic", "torch.distributed.launcher", "torch.multiprocessing")
+    silenced = {}
+    if not {"LOGLEVEL", "TORCH_LOGS"} & os.environ.keys():
+        for name in list(logging.root.manager.loggerDict):
+            if name.startswith(talkers):
+                logger = logging.getLogger(name)
+                silenced[logger] = logger.level
+                logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in silenced.items():
+            logger.setLevel(level)

@@ -1,0 +1,144 @@
+"""`camshaft launch`: torchrun's options with their meaning, and what torchrun lacks."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.run as torchrun
+from torch.distributed import DistError
+from torch.distributed.elastic.multiprocessing import SignalException, Std
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous import RendezvousError
+
+from camshaft.engine.distributed import TIMEOUT_VARIABLE
+from camshaft.launch.agent import GRACE_PERIOD, SIGNALS, Watch, agents_are_ours, quiet_torchrun, signals_as_exceptions
+from camshaft.launch.ending import exit_status, report
+from camshaft.launch.logs import MergedLogs
+
+__all__ = ["add_arguments", "processes_of_this_machine", "run"]
+
+_EPILOG = """The options are torchrun's, and may be given as PET_... variables as there. The ranks' lines appear in one
+log, each with its rank before it. When a rank fails, the others are ended, and the traceback of the first to fail comes
+last. The exit status is that rank's own, 128 and the signal's number if a signal killed it, and 75 if all ranks were
+preempted and have saved. SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGUSR1 and SIGUSR2 are passed on to the ranks; a second one
+kills them."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Give a parser torchrun's options, with other defaults where said, and ours."""
+    parser.epilog = _EPILOG
+    for action in torchrun.get_args_parser()._actions:
+        if not isinstance(action, argparse._HelpAction):
+            parser._add_action(action)
+    _change(parser, "nproc_per_node", "1", None, "number of ranks on this host: a number, cpu, gpu, xpu or auto; by "
+            "default one for each accelerator, or 1 where there is none")  # fmt: skip
+    _change(parser, "log_dir", None, None, "where to write a file rank_N.log for each rank; lines are added to a file "
+            "that is there")  # fmt: skip
+    _change(parser, "signals_to_handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT", ",".join(SIGNALS), "signals to pass on to "
+            "the ranks, separated by commas (default: %(default)s)")  # fmt: skip
+    _change(parser, "shutdown_timeout", None, None, "the same as --grace-period")
+    parser.add_argument(
+        "--grace-period",
+        type=float,
+        metavar="SECONDS",
+        help="how long ranks that are told to end may save before they are killed (default: %(default)s)",
+        default=float(os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", GRACE_PERIOD)),
+    )
+    parser.add_argument(
+        "--collective-timeout",
+        type=float,
+        metavar="SECONDS",
+        help="how long a rank waits for the others before it gives up, where the program leaves it to Camshaft to make "
+        "the process group (default: torch's, 30 minutes, with NCCL 10)",
+    )
+    parser.set_defaults(error=parser.error)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Start the program that the arguments name on all ranks, wait for its end, and return the exit status."""
+    watch = _prepare(arguments)
+    reason = ""
+    with quiet_torchrun(), agents_are_ours(watch), signals_as_exceptions(arguments.signals_to_handle.split(",")):
+        try:
+            torchrun.run(arguments)
+        except ChildFailedError:
+            pass  # the endings say more
+        except SignalException as told:
+            if not watch.endings:
+                return 128 + told.sigval
+        except (RendezvousError, DistError, OSError) as error:
+            reason = _rendezvous_failed(arguments, error)
+    sys.stdout.flush()
+    sys.stderr.write(report(watch.endings) + reason)
+    sys.stderr.flush()
+    return exit_status(watch.endings) or (1 if reason else 0)
+
+
+def processes_of_this_machine() -> int:
+    """How many processes to start where nobody said: one for each accelerator, or 1 where there is none."""
+    # With this check, which asks the driver only, processes that are forked later can still use CUDA.
+    before = os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+    try:
+        return torch.accelerator.device_count() if torch.accelerator.is_available() else 1
+    finally:
+        if before != os.environ.get("PYTORCH_NVML_BASED_CUDA_CHECK"):
+            del os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"]
+
+
+def _change(parser: argparse.ArgumentParser, name: str, default: Any, ours: Any, text: str) -> None:
+    """Change an option of torchrun, if this torch has it; a default from a PET_ variable stays."""
+    for action in parser._actions:
+        if action.dest == name:
+            action.help = text
+            if action.default == default:
+                action.default = ours
+
+
+def _prepare(arguments: argparse.Namespace) -> Watch:
+    """Fill in what was left out, refuse what cannot work, and say what the agent is to do."""
+    try:
+        if arguments.nproc_per_node is None:
+            arguments.nproc_per_node = str(processes_of_this_machine())
+        with quiet_torchrun():
+            torchrun.determine_local_world_size(arguments.nproc_per_node)
+        fewest, most = torchrun.parse_min_max_nnodes(arguments.nnodes)
+        if not 0 < fewest <= most:
+            raise ValueError(f"--nnodes {arguments.nnodes} is no number of hosts, nor a range such as 1:4.")
+    except (ValueError, RuntimeError) as error:
+        arguments.error(str(error))
+    script = arguments.training_script
+    if not (arguments.module or arguments.no_python or Path(script).is_file()):
+        arguments.error(f"there is no file {script!r} to run")
+    if most == 1 and arguments.local_addr is None:
+        arguments.local_addr = "127.0.0.1"  # torch would ask for this host's name, which need not resolve
+    arguments.run_path = False  # what it does in a process made with multiprocessing, python does in its own
+    if not hasattr(arguments, "signals_to_handle"):  # torch before 2.9
+        arguments.signals_to_handle = ",".join(SIGNALS)
+    if getattr(arguments, "shutdown_timeout", None) is not None:
+        arguments.grace_period = float(arguments.shutdown_timeout)
+    if arguments.collective_timeout is not None:
+        os.environ[TIMEOUT_VARIABLE] = str(arguments.collective_timeout)
+
+    filters = getattr(arguments, "duplicate_stdout_filters", []) + getattr(arguments, "duplicate_stderr_filters", [])
+    if arguments.logs_specs is not None or filters:  # these are parts of torchrun's own logs
+        os.environ.setdefault("TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE", "[rank ${rank}] ")
+        return Watch(arguments.grace_period)
+    shown = {int(rank) for rank in arguments.local_ranks_filter.split(",") if rank}
+    logs = MergedLogs(arguments.log_dir, Std.from_str(arguments.redirects), Std.from_str(arguments.tee), shown or None)
+    arguments.log_dir = os.devnull
+    return Watch(arguments.grace_period, logs)
+
+
+def _rendezvous_failed(arguments: argparse.Namespace, error: Exception) -> str:
+    endpoint = torchrun.get_rdzv_endpoint(arguments)
+    causes = [str(cause).splitlines()[0] for cause in (error, error.__cause__) if cause is not None and str(cause)]
+    return (
+        f"[camshaft] The hosts could not meet at {endpoint} (--rdzv-backend {arguments.rdzv_backend}): "
+        f"{' '.join(causes) or type(error).__name__} If another program has the port, name another one; if this host "
+        "has that address but does not know, add --rdzv-conf is_host=1.\n"
+    )
