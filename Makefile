@@ -2,10 +2,11 @@
 # first, and again whenever setup.cfg or constraints.txt has changed.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check clean
+.PHONY: help demo test interop test-ignite-range check clean
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+INTEROP := .venv-interop
 
 # The first of these that runs; only looked for when there is something to set up.
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
@@ -16,13 +17,19 @@ WORKERS ?= 2
 
 help: ## show this list
 	@echo 'make TARGET, where TARGET is one of'
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-17s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(INSTALLED) ## train a network on handwritten digits; options: make demo ARGS='--max-epochs 3'
 	@$(BIN)/python examples/digits.py $(ARGS)
 
 test: $(INSTALLED) ## run all tests; options: make test ARGS='-k packaging'
 	$(BIN)/pytest -n $(WORKERS) $(ARGS)
+
+interop: $(INTEROP)/.installed ## print which handler, Ignite's and ours, was tested on which engine, and how it went
+	$(INTEROP)/bin/python -P -m pytest -n $(WORKERS) --matrix tests/interop $(ARGS)
+
+test-ignite-range: $(INSTALLED) ## run the tests on the oldest and the newest Ignite that setup.cfg admits
+	WORKERS=$(WORKERS) .ci/test-ignite-range $(ARGS)
 
 check: $(INSTALLED) ## check style, types and the examples in docstrings
 	$(BIN)/ruff check
@@ -31,9 +38,9 @@ check: $(INSTALLED) ## check style, types and the examples in docstrings
 # importlib, the mode of the tests, would import a module of ours a second time if it were collected first.
 	$(BIN)/pytest --import-mode=prepend --doctest-modules camshaft
 
-clean: ## delete what builds and tools leave behind, but neither .venv nor any run
+clean: ## delete what builds and tools leave behind, but no environment and no run
 	rm -rf build dist camshaft.egg-info .coverage htmlcov .hypothesis .mypy_cache .pytest_cache .ruff_cache
-	find . -path ./.venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . -path './.venv*' -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): setup.cfg constraints.txt
 	@python=$(BIN)/python; test -x $$python || python="$(PYTHON)"; \
@@ -46,4 +53,17 @@ $(INSTALLED): setup.cfg constraints.txt
 	@echo 'Installing into .venv, at the versions of constraints.txt (the first time this takes minutes) …'
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt pip setuptools
 	@$(BIN)/python -m pip install --constraint constraints.txt --no-build-isolation --editable '.[dev,vision]'
+	@touch $@
+
+# On top of .venv, which it sees, because these clients want other versions of what is there. visdom's own build needs
+# what setuptools has had until version 80.
+$(INTEROP)/.installed: $(INSTALLED) tests/interop/requirements.txt
+	@echo "Installing the clients of vendors' services into $(INTEROP) (the first time this takes a minute) …"
+	@$(BIN)/python -m venv --clear --without-pip $(INTEROP)
+	@below=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
+	above=$$($(INTEROP)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
+	echo "import site; site.addsitedir('$$below')" > "$$above/on_top_of_venv.pth"
+	@echo 'setuptools<81' > $(INTEROP)/build-constraints.txt
+	@$(BIN)/python -m pip --python $(INTEROP)/bin/python install --quiet --no-deps \
+		--build-constraint $(INTEROP)/build-constraints.txt --requirement tests/interop/requirements.txt
 	@touch $@

@@ -1,7 +1,7 @@
 """Camshaft trains PyTorch models: you write the step, handlers do the engineering, and it is Ignite.
 
-Every public name of `camshaft.engine` and `camshaft.handlers` is also here. Names load when they are first used, so
-that `import camshaft` imports neither torch nor Ignite.
+Every public name of `camshaft.engine` and `camshaft.handlers` is also here, and `launch`. Names load when they are
+first used, so that `import camshaft` imports neither torch nor Ignite.
 """
 
 from typing import TYPE_CHECKING
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
         TerminateOnNaN,
         TimeLimit,
     )
+    from camshaft.launch import launch
 
 __version__ = "0.1.0"
 
@@ -91,6 +92,9 @@ __all__ += [
     "TimeLimit",
 ]
 _modules |= dict.fromkeys(handlers.__all__, "handlers")
+
+__all__ += ["launch"]
+_modules |= {"launch": "launch"}
 
 __all__ += ["__version__"]
 

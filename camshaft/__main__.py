@@ -15,6 +15,7 @@ COMMANDS = {
     "diff": "show where two checkpoints differ",
     "env": "print the versions of what a training run depends on",
     "export": "write the weights in a checkpoint as a safetensors file",
+    "launch": "run a program on several processes, as torchrun does, and with one log",
     "plot": "draw the learning curves of runs",
     "resume": "start the command of a run again, which then goes on",
 }

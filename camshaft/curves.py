@@ -85,7 +85,7 @@ def plot_curves(runs: Sequence[str | os.PathLike[str]], picture: str | os.PathLi
         panel.tick_params(labelbottom=True)
         panel.grid(alpha=0.3)
         if len(names) * len(tables) > 1:
-            panel.legend(fontsize="small")
+            panel.legend(fontsize="small").set_in_layout(False)  # a long name takes no room from the curves
     for unused in panels.flat[len(quantities) :]:
         unused.remove()
     figure.savefig(picture, dpi=_DOTS_PER_INCH)
@@ -116,9 +116,10 @@ def _label(run: str, part: Part, *, one_run: bool, one_part: bool) -> str:
 
 
 def _labels(runs: Sequence[str | os.PathLike[str]]) -> list[str]:
-    """The last part of each path where that tells them apart, else the whole path."""
-    names = [Path(run).resolve().name for run in runs]
-    return names if len(set(names)) == len(names) else [os.fspath(run) for run in runs]
+    """As many of the last parts of each path as tell them apart; a run that is named twice is drawn once."""
+    parts = [Path(run).absolute().parts for run in runs]
+    tails = ([str(Path(*path[-length:])) for path in parts] for length in range(1, max(map(len, parts)) + 1))
+    return next(names for names in tails if len(set(names)) == len(set(parts)))
 
 
 def _read(run: Path) -> dict[str, Curve]:

@@ -150,14 +150,15 @@ def _default_backend() -> str:
 
 
 def _as_timedelta(timeout: float | timedelta | None) -> timedelta | None:
-    if timeout is None:
-        timeout = os.environ.get(TIMEOUT_VARIABLE) and float(os.environ[TIMEOUT_VARIABLE]) or None
+    if timeout is None and TIMEOUT_VARIABLE in os.environ:
+        timeout = float(os.environ[TIMEOUT_VARIABLE])
     return timeout if timeout is None or isinstance(timeout, timedelta) else timedelta(seconds=timeout)
 
 
 def _finalise_at_exit() -> None:
-    # After an error, the others may be gone or hang, and NCCL would wait for them.
-    if not hasattr(sys, "last_value"):
+    # After an error, the others may be gone or hang, and NCCL would wait for them. Gloo does not, but a group that is
+    # still there when the process ends makes it abort now and then.
+    if not (hasattr(sys, "last_value") and dist.is_initialized() and "nccl" in dist.get_backend()):
         finalise()
 
 

@@ -302,9 +302,9 @@ class Engine(IgniteEngine):
         if error is self._error_told:
             return False
         self._error_told = error
-        self.logger.error(
-            "Engine run is terminating due to exception: %s", str(error)
-        )  # records keep what they are given
+        # Who asks to exit knows why; as text, since records of a log keep what they are given.
+        level = logging.INFO if isinstance(error, SystemExit) else logging.ERROR
+        self.logger.log(level, "Engine run is terminating due to exception: %s", str(error))
         if not self._event_handlers.get(Events.EXCEPTION_RAISED):
             return False
         try:

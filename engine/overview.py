@@ -76,7 +76,7 @@ def as_html(engine: Engine) -> str:
 def _headline(engine: Engine) -> str:
     state = engine.state
     seconds = state.times.get(Events.COMPLETED.name)
-    ran = f"; the run of {state.iteration} iterations took {seconds:.2f} s" if seconds else ""
+    ran = f"; it ran for {seconds:.2f} s, to iteration {state.iteration}" if seconds else ""
     return f"{type(engine).__name__} of {describe_function(engine._process_function)}{ran}"
 
 

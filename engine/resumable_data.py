@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -62,6 +62,10 @@ class ResumableData:
 
         engine._setup_dataloader_iter = setup_dataloader_iter
 
+    def let_go(self, engine: IgniteEngine) -> None:
+        """Let the engine make its iterators as it did before."""
+        del engine._setup_dataloader_iter
+
     def look_at(self, data: Any) -> None:
         """Note the numbers that parts of ``data`` have before a run: only those that change are kept later."""
         if self._at_first[0] is not data:
@@ -73,7 +77,11 @@ class ResumableData:
         if self._resume is not None:
             return self._found_again(data, iteration)
         self._began_at_iteration = iteration
-        self._at_begin = {"generators": generator_states(_generators_of(data)), "numbers": self._changed_numbers(data)}
+        self._at_begin = {
+            "generators": generator_states(_generators_of(data)),
+            "numbers": self._changed_numbers(data),
+            "has_workers": _has_workers(data),
+        }
         return self._begin(data, skip=0)
 
     def state_dict(self, engine: IgniteEngine) -> dict[str, Any]:
@@ -102,6 +110,8 @@ class ResumableData:
         self._began_at_iteration = iteration - state["taken"]
         self._at_begin = state["at_begin"]
         with generators_kept():
+            if state["at_begin"]["has_workers"] and not _has_workers(data):
+                self._begin(data, skip=None)  # a loader draws from the generators when it starts its workers
             set_generator_states(state["at_begin"]["generators"], own)
             self._set_numbers(data, state["at_begin"]["numbers"])
             if "loader" in state and _keeps_its_position(data):
@@ -112,14 +122,15 @@ class ResumableData:
         self._set_numbers(data, state["numbers"])
         return iterator
 
-    def _begin(self, data: Any, skip: int) -> Iterator[Any]:
+    def _begin(self, data: Any, skip: int | None) -> Iterator[Any]:
+        """An iterator that begins after ``skip`` batches; None for one that is not used, so that it need load nothing."""
         if _is_map_style(data):
             if data not in self._loaders:  # else persistent workers have what they were given the first time
                 self._loaders[data] = _ResumableLoader(data)
             return self._loaders[data].iterator(data, skip)
         iterator = iter(data)
         if skip:
-            if not isinstance(data, (list, tuple, range)):
+            if not isinstance(data, (Sequence, torch.Tensor)):
                 warnings.warn(
                     f"To go on where the run was, {skip} batches of {type(data).__name__} are loaded again and passed "
                     "over, since it has no state of its own: give it state_dict() and load_state_dict(), as torchdata's "
@@ -157,7 +168,7 @@ class _ResumableLoader:
         self.sampler = _ResumableSampler(getattr(loader, self.part), with_seeds=loader.num_workers > 0)
         self.dataset = _SeededDataset(loader.dataset)
 
-    def iterator(self, loader: DataLoader[Any], skip: int) -> Iterator[Any]:
+    def iterator(self, loader: DataLoader[Any], skip: int | None) -> Iterator[Any]:
         self.sampler.begin(skip)
         substitutes: dict[str, Any] = {self.part: self.sampler}
         if self.sampler.with_seeds:
@@ -175,18 +186,19 @@ class _ResumableSampler:
     def __init__(self, sampler: Any, with_seeds: bool) -> None:
         self.sampler = sampler
         self.with_seeds = with_seeds
-        self.skip = 0
+        self.skip: int | None = 0
         self.first_seed = 0
 
-    def begin(self, skip: int) -> None:
-        """Let the next ``__iter__`` pass over ``skip`` indices."""
+    def begin(self, skip: int | None) -> None:
+        """Let the next ``__iter__`` pass over ``skip`` indices, or over all where it is None."""
         self.skip = skip
         if self.with_seeds:
             with generators_kept():  # the seed depends on the generator's state but leaves no trace in it
                 self.first_seed = int(torch.randint(0, 2**62, ()))
 
     def __iter__(self) -> _Indices:
-        self.indices = _Indices(self.sampler, self.skip, self.first_seed if self.with_seeds else None)
+        sampler, skip = (self.sampler, self.skip) if self.skip is not None else ((), 0)
+        self.indices = _Indices(sampler, skip, self.first_seed if self.with_seeds else None)
         return self.indices
 
     def __len__(self) -> int:
@@ -273,6 +285,11 @@ def _is_map_style(data: Any) -> bool:
     if not isinstance(data, DataLoader) or isinstance(data.dataset, IterableDataset):
         return False
     return type(data).__iter__ is DataLoader.__iter__ or type(data).__module__.startswith("torchdata.")
+
+
+def _has_workers(data: Any) -> bool:
+    """Whether it has workers by now that persist: then it goes over to them, and draws less."""
+    return getattr(data, "persistent_workers", False) and getattr(data, "_iterator", None) is not None
 
 
 def _keeps_its_position(data: Any) -> bool:

@@ -8,6 +8,7 @@ Killed at any moment, the same command goes on where it was.
 
 import argparse
 import hashlib
+import logging
 import math
 import os
 import shlex
@@ -46,6 +47,7 @@ from camshaft import (
     seed_everything,
 )
 from camshaft.curves import plot_curves
+from camshaft.handlers.checkpoint_store import BrokenCheckpointError
 
 
 def main() -> None:
@@ -70,6 +72,8 @@ def main() -> None:
 
     # ------------------------------------------------------------------------------------------------ the engineering
 
+    if len(train_data) < options.batch_size:
+        stop(f"a batch of {options.batch_size} is more than the {len(train_data)} images to train on")
     train_loader = DataLoader(train_data, batch_size=options.batch_size, shuffle=True, drop_last=True)
     val_loader, test_loader = (DataLoader(data, batch_size=256) for data in (val_data, test_data))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.05)
@@ -87,6 +91,7 @@ def main() -> None:
     ema = EMA(model, decay=0.99, warmup=True)
 
     trainer = Engine(training_step)
+    trainer.logger.addFilter(lambda record: record.levelno < logging.ERROR)  # what is raised is told once, by stop()
     trainer.attach(
         OptimizerStep(optimizer),
         GradientClipping(1.0),
@@ -208,6 +213,7 @@ def parse_options() -> argparse.Namespace:
     )
     parser.add_argument("--dataset", choices=DATASETS, default="digits", help="(default: %(default)s)")
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="for downloads (default: %(default)s)")
+    parser.error = stop  # in one line, without the usage
     options = parser.parse_args()
     if options.run_dir is None:  # the first with these options that has not come to its end, to go on with it
         name = f"runs/{options.dataset}-{options.precision}-seed{options.seed}"
@@ -231,6 +237,7 @@ def digest(model: nn.Module) -> str:
 
 
 def stop(message: str) -> NoReturn:
+    """End with one line on the standard error."""
     print(f"digits.py: {message}", file=sys.stderr)
     sys.exit(2)
 
@@ -238,5 +245,5 @@ def stop(message: str) -> NoReturn:
 if __name__ == "__main__":
     try:
         main()
-    except (OSError, ValueError) as error:  # what the user can mend: a directory, a checkpoint that does not fit
+    except (OSError, ValueError, BrokenCheckpointError) as error:  # what the user can mend: a directory, a checkpoint
         stop(str(error))

@@ -175,6 +175,11 @@ class Checkpoint(Handler):
         super().attach(engine)
         self._data = ResumableData(engine)
 
+    def detach(self, engine: IgniteEngine) -> None:
+        super().detach(engine)
+        self._of(engine).let_go(engine)
+        self._data = None
+
     def check(self, engine: IgniteEngine) -> None:
         super().check(engine)
         warn_of_forgotten(engine, self.objects, self.directory)
@@ -223,9 +228,8 @@ class Checkpoint(Handler):
             self._save(engine, rest=(Events.EPOCH_COMPLETED.name, Phase.CHECK))
         self._wait_for_writing()
 
-    def note_before_evaluation(self, engine: Any) -> None:
-        """Note, as a validation begins, what it will change, so that it can be left and done again."""
-        event = getattr(engine.last_event_name, "name", None)
+    def note_before_evaluation(self, engine: Any, event: str) -> None:
+        """Note, as a validation at ``event`` begins, what it will change, so that it can be left and done again."""
         if event not in _DIVISIBLE or not isinstance(engine, Engine):
             self._before_evaluation = None
             return

@@ -59,9 +59,8 @@ def stateful_handlers(engine: IgniteEngine) -> dict[str, Any]:
         ours = sorted(handlers_of(owner), key=lambda handler: (repr(handler), called.get(id(handler), "")))
         ignites = {
             id(own): own
-            for entries in owner._event_handlers.values()
-            for handler, *_ in entries
-            if (own := getattr(handler, "__self__", None)) is not None and _is_ignites_and_keeps_state(own)
+            for function in _attached_functions(owner)
+            if _is_ignites_and_keeps_state(own := getattr(function, "__self__", function))
         }
         for handler in (*ours, *ignites.values()):
             if any(handler is other for other in named.values()):
@@ -97,7 +96,8 @@ def warn_of_forgotten(engine: IgniteEngine, kept: Mapping[str, Any], directory: 
     used: dict[str, Any] = {**modules_used_by(step), **used_by(step, torch.optim.Optimizer)}
     for backward in step.backwards if isinstance(step, TrainingStep) else ():
         used.update({type(optimizer).__name__: optimizer for optimizer in getattr(backward, "optimizers", ())})
-    for function in (step, *_functions_of_the_user(engine)):
+    functions = [function for function in _attached_functions(engine) if isinstance(function, types.FunctionType)]
+    for function in (step, *functions):
         for kind in (TorchScheduler, torch.optim.lr_scheduler.ReduceLROnPlateau, torch.amp.GradScaler):
             used.update(used_by(function, kind))
     known = {
@@ -213,12 +213,10 @@ def _engines(engine: IgniteEngine) -> Iterator[tuple[str, IgniteEngine]]:
             yield f"{handler.prefix}evaluator.", handler.evaluator
 
 
-def _functions_of_the_user(engine: IgniteEngine) -> Iterator[Callable[..., Any]]:
+def _attached_functions(engine: IgniteEngine) -> Iterator[Callable[..., Any]]:
+    """All that is called when an event of the engine fires, without the filter it is behind."""
     for entries in engine._event_handlers.values():
-        for function, *_ in entries:
-            function = getattr(function, "__wrapped__", function)  # behind a filter
-            if isinstance(function, types.FunctionType):
-                yield function
+        yield from (getattr(function, "__wrapped__", function) for function, *_ in entries)
 
 
 def _is_ignites_and_keeps_state(thing: Any) -> bool:

@@ -94,7 +94,9 @@ class Handler:
             subscribe(engine, Events.STARTED, _check_handlers, Phase.CHECK)
         for on in self.listens:
             subscribe(engine, on.event, getattr(self, on.method), on.phase)
-            if on.event == Events.EXCEPTION_RAISED and not engine.has_event_handler(raise_again, on.event):
+            if on.event == Events.EXCEPTION_RAISED:
+                if engine.has_event_handler(raise_again, on.event):  # it is the last, so that all others are called
+                    engine.remove_event_handler(raise_again, on.event)
                 subscribe(engine, on.event, raise_again, Phase.SAVE)
 
     def detach(self, engine: IgniteEngine) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -112,6 +113,8 @@ class Logger(Handler):
         self._writes = self._is_open = False
         self._learning_rates: dict[str, Any] = {}
         self._seen: dict[str, tuple[Any, int | None, int]] = {}
+        self._seen_before: Mapping[str, Any] | None = None  # of the metrics that a checkpoint brings back
+        self._engine: weakref.ref[IgniteEngine] | None = None
 
     # ------------------------------------------------------------------------------------------------ for subclasses
 
@@ -152,9 +155,15 @@ class Logger(Handler):
             self._optimizers = _optimizers_of(engine)
             if engine.state.iteration == 0:
                 self._epoch_recorded = 0
+            self._engine = weakref.ref(engine)
             self._seen = {}
-            for _ in self._new_metrics(engine):
-                pass
+            if self._seen_before is None:
+                for _ in self._new_metrics(engine):
+                    pass
+            else:
+                metrics = metrics_of(engine)
+                self._seen = {name: (metrics[name], *at) for name, at in self._seen_before.items() if name in metrics}
+            self._seen_before = None
             self._open(engine.state.iteration)
 
     def note_learning_rates(self, engine: IgniteEngine) -> None:
@@ -262,13 +271,18 @@ class Logger(Handler):
     # ------------------------------------------------------------------------------------------------ state
 
     def state_dict(self) -> dict[str, Any]:
-        """How much has been written, once all that waits is."""
+        """How much has been written, once all that waits is, and which of the present metrics are among it."""
         self.flush()
-        return {"records_written": self.records_written, "epoch_recorded": self._epoch_recorded}
+        engine = self._engine() if self._engine is not None else None
+        metrics = metrics_of(engine) if engine is not None else {}
+        seen = {name: at for name, (value, *at) in self._seen.items() if metrics.get(name) is value}
+        return {"records_written": self.records_written, "epoch_recorded": self._epoch_recorded, "seen": seen}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         self._waiting = []
         self._epoch_recorded = state_dict["epoch_recorded"]
+        if not self._is_open:
+            self._seen_before = state_dict["seen"]
         if state_dict["records_written"] != self.records_written:
             self.records_written = state_dict["records_written"]
             if self._is_open:

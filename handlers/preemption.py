@@ -4,8 +4,8 @@ Listens to:
 
 - STARTED in PREPARE: takes over the signals.
 - ITERATION_COMPLETED in DECIDE: pauses the run if one has come. INTERRUPT in SAVE: saves and leaves.
-- STARTED of each evaluator in CHECK: lets each ``Checkpoint`` note how it was before. ITERATION_COMPLETED of each
-  evaluator in DECIDE: leaves a validation that is under way.
+- what each ``Evaluate`` listens to in MEASURE, and STARTED of its evaluator in CHECK: lets ``Checkpoint`` note how it was
+  before. ITERATION_COMPLETED of the evaluator in DECIDE: leaves a validation that is under way.
 - EXCEPTION_RAISED in DECIDE: saves after that. COMPLETED and EXCEPTION_RAISED in SAVE: gives the signals back.
 """
 
@@ -21,7 +21,7 @@ from typing import Any
 from ignite.engine import Engine as IgniteEngine
 
 from camshaft.engine.events import Events
-from camshaft.engine.phases import Phase, subscribe
+from camshaft.engine.phases import Phase, events_in, subscribe
 from camshaft.handlers.checkpoint import Checkpoint
 from camshaft.handlers.evaluate import Evaluate
 from camshaft.handlers.handler import Handler, On, handlers_of
@@ -77,6 +77,7 @@ class Preemption(Handler):
         self._before: dict[int, Any] = {}
         self._engine: Any = None
         self._left_validation = False
+        self._event = ""  # of the engine, at which its evaluators are run
 
     def check(self, engine: IgniteEngine) -> None:
         super().check(engine)
@@ -96,6 +97,9 @@ class Preemption(Handler):
             self._before.setdefault(number, signal.signal(number, self._note))
         for handler in handlers_of(engine):
             if isinstance(handler, Evaluate) and not handler.evaluator.has_event_handler(self.leave_validation):
+                for on in handler.listens:
+                    for event in events_in(on.event):
+                        subscribe(engine, event, self.note_event, Phase.MEASURE, event.name)
                 subscribe(handler.evaluator, Events.STARTED, self.note_before_validation, Phase.CHECK)
                 subscribe(handler.evaluator, Events.ITERATION_COMPLETED, self.leave_validation, Phase.DECIDE)
 
@@ -132,10 +136,14 @@ class Preemption(Handler):
         if status is not None:
             raise SystemExit(status)
 
+    def note_event(self, name: str) -> None:
+        """Note at which event the validations are run that follow."""
+        self._event = name
+
     def note_before_validation(self) -> None:
         """Let what a validation will change be noted."""
         for checkpoint in _checkpoints_of(self._engine) if self._engine is not None else ():
-            checkpoint.note_before_evaluation(self._engine)
+            checkpoint.note_before_evaluation(self._engine, self._event)
 
     def leave_validation(self) -> None:
         """Leave a validation that is under way, and with it the process: the run does it again when it goes on."""

@@ -6,16 +6,15 @@ program is started again, and must end with the same last checkpoint, which hold
 metrics, generators, position in the data.
 """
 
-import random
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from ignite.engine import Engine as IgniteEngine
 
+from camshaft import seed_everything
 from camshaft.engine import Events
 from camshaft.handlers.checkpoint_store import CheckpointStore
 
@@ -24,15 +23,19 @@ Program = Callable[[Path], tuple[IgniteEngine, dict[str, Any]]]
 MOMENTS = (Events.ITERATION_STARTED, Events.EPOCH_COMPLETED)
 
 
-def run(program: Program, directory: Path, *, seed: int = 1, watch: Callable[[IgniteEngine], None] | None = None) -> Any:
+def run(
+    program: Program, directory: Path, *, seed: int = 1, watch: Callable[[IgniteEngine], None] | None = None
+) -> Any:
     """Run a program from its beginning; what it does with random numbers before must not matter to a resumed one."""
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
+    seed_everything(seed)
     engine, arguments = program(directory)
     if watch is not None:
         watch(engine)
     engine.run(**arguments)
+    if hasattr(arguments.get("data"), "_iterator"):
+        arguments[
+            "data"
+        ]._iterator = None  # ends workers that persist at once; left to the garbage collector, in seconds
     return engine
 
 
@@ -43,7 +46,11 @@ def differences_after_kills(program: Program, directory: Path, moments: tuple[An
 
     def copy_directory(engine: IgniteEngine) -> None:
         copies.append(directory / f"killed-{len(copies)}-at-{engine.state.iteration}-{engine.last_event_name.name}")
-        shutil.copytree(whole, copies[-1])
+        while not copies[-1].exists():
+            try:
+                shutil.copytree(whole, copies[-1])
+            except shutil.Error:  # written to in the background meanwhile
+                shutil.rmtree(copies[-1])
 
     def watch(engine: IgniteEngine) -> None:
         for moment in moments:

@@ -7,6 +7,8 @@ It differs in what follows, and in nothing else:
 - When a rank has failed, the others have a second to fail of it themselves and five to end before they are killed.
 - When a rank has left with 75 because it was preempted, the others may save for the whole grace period, and nothing is
   started again.
+- When ranks start again, they meet at a new store. torch (2.13) lets them find what the dead ones left in the old one,
+  so that most restarts fail with "connection refused" (pytorch issues 135712, 167288).
 - It keeps how each rank ended (`ending.py`).
 """
 
@@ -16,23 +18,25 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch.distributed.launcher.api as torch_launcher
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
-from torch.distributed.elastic.multiprocessing import LogsSpecs, SignalException
+from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.api import MultiprocessContext, SubprocessContext
 
 from camshaft.launch.ending import PREEMPTED, Ending, report
 from camshaft.launch.logs import MergedLogs
 
-__all__ = ["SIGNALS", "Agent", "Watch", "agents_are_ours", "quiet_torchrun", "signals_as_exceptions"]
+__all__ = ["SIGNALS", "Agent", "Watch", "agents_are_ours", "quiet_torchrun", "signals_given_back"]
 
 SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
 """What the launcher passes on."""
@@ -49,37 +53,57 @@ class Watch:
     Args:
         grace_period: how many seconds ranks that are told to end have to save.
         logs: the merged log; left out, the agent logs as torchrun does.
+        signals: the names of those that are passed on to the ranks.
 
     Attributes:
+        started: set when the hosts have met, and the ranks start.
         endings: how the ranks of the last attempt ended.
     """
 
-    def __init__(self, grace_period: float = GRACE_PERIOD, logs: MergedLogs | None = None) -> None:
+    def __init__(
+        self, grace_period: float = GRACE_PERIOD, logs: MergedLogs | None = None, signals: Sequence[str] = SIGNALS
+    ) -> None:
         self.grace_period = grace_period
         self.logs = logs
+        self.signals = signals
+        self.started = threading.Event()
         self.endings: list[Ending] = []
 
 
 class Agent(LocalElasticAgent):
     """The agent of one host. Its arguments are torchrun's, and a ``Watch``."""
 
-    def __init__(self, *args: Any, logs_specs: LogsSpecs, watch: Watch, **options: Any) -> None:
-        super().__init__(*args, logs_specs=watch.logs or logs_specs, **options)
+    def __init__(self, *args: Any, watch: Watch, **options: Any) -> None:
+        if watch.logs is not None:
+            options["logs_specs"] = watch.logs
+        super().__init__(*args, **options)
         self._watch = watch
         self._sent: dict[int, set[int]] = {}
         self._killed: dict[int, tuple[float, bool]] = {}  # how long it was waited for, and whether it was stopped
         self._ended_at: dict[int, float] = {}
 
+    def _rendezvous(self, worker_group: WorkerGroup) -> None:
+        handler = worker_group.spec.rdzv_handler
+        for name in ("_bootstrap_store_info", "_shared_tcp_store_server"):
+            if hasattr(handler, name):
+                setattr(handler, name, None)  # it makes both anew, and tells the other hosts
+        super()._rendezvous(worker_group)
+
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         self._sent, self._killed, self._ended_at = {}, {}, {}
         self._watch.endings = []
+        self._watch.started.set()
         processes: dict[int, Any] = super()._start_workers(worker_group)
+        if threading.current_thread() is threading.main_thread():
+            for name in self._watch.signals:  # torch before 2.9 takes only the first four
+                if hasattr(signal, name):
+                    signal.signal(getattr(signal, name), _raise_signal)
         return processes
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         if any(self._returncodes().values()):
             self._wait_for_the_others()
-        result = super()._monitor_workers(worker_group)
+        result: RunResult = super()._monitor_workers(worker_group)
         if result.state in {WorkerState.FAILED, WorkerState.SUCCEEDED}:
             endings = self._keep_endings()
             if all(ending.returncode in (0, PREEMPTED) for ending in endings):
@@ -115,30 +139,41 @@ class Agent(LocalElasticAgent):
         return [rank for rank, code in self._returncodes().items() if code is None]
 
     def _wait_for_the_others(self) -> None:
+        if self._watch.logs is not None:
+            self._watch.logs.keep_tracebacks()
         begun = time.monotonic()
         while self._alive():
             preempted = all(code in (None, 0, PREEMPTED) for code in self._returncodes().values())
             if time.monotonic() - begun > (self._watch.grace_period if preempted else _TO_FAIL):
-                self._end(signal.SIGTERM, _TO_END_AFTER_A_FAILURE)
+                told = self._end(signal.SIGTERM, _TO_END_AFTER_A_FAILURE)
+                if told is not None:
+                    _raise_signal(told, None)
                 return
             time.sleep(0.05)
 
-    def _end(self, number: signal.Signals, patience: float) -> None:
-        """Pass a signal on to the ranks, and kill those that live on for too long or when a second signal comes."""
+    def _end(self, number: signal.Signals, patience: float) -> int | None:
+        """Pass a signal on to the ranks, and kill those that live on for too long or when a second signal comes.
+
+        Returns:
+            The signal that came meanwhile, if one did.
+        """
         begun = time.monotonic()
         for rank in self._alive():
             self._send(rank, number)
-        while self._alive() and time.monotonic() - begun < patience:
-            try:
-                time.sleep(0.05)
-            except SignalException:
-                if time.monotonic() - begun > 1:  # `timeout` and others send the first one twice
+        with _signals_noted(self._watch.signals) as noted:
+            while alive := self._alive():
+                waited = time.monotonic() - begun
+                stopped = {rank: _is_stopped(self._pid(rank)) for rank in alive}
+                # `timeout` and others send one signal twice.
+                if waited > patience or (noted and waited > 1) or all(stopped.values()):
+                    self._killed |= {rank: (waited, stopped[rank]) for rank in alive}
+                    for rank in alive:
+                        self._send(rank, signal.SIGKILL, group=True)
                     break
-        for rank in self._alive():
-            self._killed[rank] = time.monotonic() - begun, _is_stopped(self._pid(rank))
-            self._send(rank, signal.SIGKILL, group=True)
-        while self._alive() and time.monotonic() - begun < patience + 5:  # in the kernel, a process may not even die
-            time.sleep(0.01)
+                time.sleep(0.05)
+            while self._alive() and time.monotonic() - begun < patience + 5:  # in the kernel, it may not even die
+                time.sleep(0.01)
+        return noted[0] if noted else None
 
     def _pid(self, rank: int) -> int:
         assert self._pcontext is not None
@@ -181,7 +216,7 @@ class Agent(LocalElasticAgent):
 
 def _is_stopped(pid: int) -> bool:
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
     except OSError:  # no Linux
         return False
 
@@ -189,41 +224,57 @@ def _is_stopped(pid: int) -> bool:
 @contextmanager
 def agents_are_ours(watch: Watch) -> Iterator[None]:
     """Let torch's launcher make our agent: torch has no parameter for the class, and all else is to stay torch's."""
-    before = torch_launcher.LocalElasticAgent
-    torch_launcher.LocalElasticAgent = partial(Agent, watch=watch)  # type: ignore[assignment,misc]
+    names = vars(torch_launcher)
+    before = names["LocalElasticAgent"]
+    names["LocalElasticAgent"] = partial(Agent, watch=watch)
     try:
         yield
     finally:
-        torch_launcher.LocalElasticAgent = before  # type: ignore[misc]
+        names["LocalElasticAgent"] = before
 
 
 @contextmanager
-def signals_as_exceptions(names: Sequence[str] = SIGNALS) -> Iterator[None]:
-    """Raise torch's ``SignalException`` where a signal comes, also before the agent does so, and give signals back."""
-
-    def raise_(number: int, frame: Any) -> None:
-        raise SignalException(f"Process {os.getpid()} got signal {number}", signal.Signals(number))
-
+def _signals_noted(names: Sequence[str]) -> Iterator[list[int]]:
+    """Let signals leave a note rather than raise an exception between any two lines."""
+    noted: list[int] = []
     before = {}
-    for name in (*names, *SIGNALS[:4]):  # the latter are what torch always takes over
-        number = getattr(signal, name.strip(), None)
-        if number is None:
-            continue
-        try:
-            before.setdefault(number, signal.signal(number, raise_))
-        except ValueError:  # not in the main thread
-            break
+    if threading.current_thread() is threading.main_thread():
+        numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+        before = {number: signal.signal(number, lambda number, frame: noted.append(number)) for number in numbers}
     try:
-        yield
+        yield noted
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
+def _raise_signal(number: int, frame: FrameType | None) -> None:
+    raise SignalException(f"Process {os.getpid()} got signal {number}", signal.Signals(number))
+
+
+@contextmanager
+def signals_given_back() -> Iterator[None]:
+    """Let signals do afterwards what they did before the agent took them over."""
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None and signal.getsignal(number) is not handler:
+                signal.signal(number, handler)
+
+
 @contextmanager
 def quiet_torchrun() -> Iterator[None]:
     """Keep torchrun's own loggers silent, unless LOGLEVEL or TORCH_LOGS asks for them: the launcher reports itself."""
-    talkers = ("torch.distributed.run", "torch.distributed.elastic", "torch.distributed.launcher", "torch.multiprocessing")
+    talkers = (
+        "torch.distributed.run",
+        "torch.distributed.elastic",
+        "torch.distributed.launcher",
+        "torch.multiprocessing",
+    )
     silenced = {}
     if not {"LOGLEVEL", "TORCH_LOGS"} & os.environ.keys():
         for name in list(logging.root.manager.loggerDict):

@@ -42,14 +42,20 @@ class Ending:
         return self.returncode if self.returncode >= 0 else 128 - self.returncode
 
     @property
+    def told(self) -> bool:
+        """Whether it ended of a signal that the launcher had sent, or with the status of such an end."""
+        return self.status - 128 in self.sent
+
+    @property
     def failed(self) -> bool:
         """Whether it ended in an error of its own: not well, not preempted, and not as it was told."""
-        return self.returncode not in (0, PREEMPTED) and -self.returncode not in self.sent
+        return self.returncode not in (0, PREEMPTED) and not self.told
 
     def __str__(self) -> str:
         if self.waited is not None:
-            stopped = ": it was stopped, as SIGSTOP does" if self.stopped else ""
-            return f"did not end within {self.waited:.0f} s of being told to and was killed{stopped}"
+            if self.stopped:
+                return "did not answer: it was stopped, as SIGSTOP does, and was killed"
+            return f"did not end within {self.waited:.0f} s of being told to, and was killed"
         if self.returncode >= 0:
             return f"exit status {self.returncode}"
         name = _name_of(-self.returncode)
@@ -68,9 +74,9 @@ class Ending:
 def first_failure(endings: Sequence[Ending]) -> Ending | None:
     """The rank whose failure was the first, of which the others' are mere consequences.
 
-    A process that somebody else's signal killed comes before any error: its neighbours notice within milliseconds, while
-    it is seen to be dead only when the launcher looks. SIGABRT does not count as such: NCCL ends a process with it whose
-    neighbour failed.
+    A process that somebody else's signal killed comes before any error: its neighbours notice within milliseconds,
+    while it is seen to be dead only when the launcher looks. SIGABRT does not count as such: NCCL ends a process with
+    it whose neighbour failed.
 
     Example:
         >>> first_failure([Ending(0, 1, time=2.0), Ending(1, -9, time=2.1), Ending(2, -15, time=3.0, sent={15})]).rank
@@ -96,7 +102,7 @@ def exit_status(endings: Sequence[Ending]) -> int:
     first = first_failure(endings)
     if first is not None:
         return first.status
-    told = [ending.status for ending in endings if ending.returncode < 0]
+    told = [ending.status for ending in endings if ending.told]
     return told[0] if told else max((ending.status for ending in endings), default=1)
 
 

@@ -19,8 +19,9 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalEx
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from camshaft.launch.agent import GRACE_PERIOD, SIGNALS, Watch, agents_are_ours, quiet_torchrun, signals_as_exceptions
+from camshaft.launch.agent import GRACE_PERIOD, SIGNALS, Watch, agents_are_ours, quiet_torchrun, signals_given_back
 from camshaft.launch.ending import PREEMPTED, exit_status, first_failure
+from camshaft.launch.program import processes_of_this_machine
 
 __all__ = ["launch"]
 
@@ -75,8 +76,6 @@ def launch(
             f"{os.environ['WORLD_SIZE']}, which a launcher started. Call main() itself here."
         )
     if nproc is None:
-        from camshaft.launch.program import processes_of_this_machine
-
         nproc = processes_of_this_machine()
     if nproc < 1:
         raise ValueError(f"launch() needs at least one process, but nproc is {nproc}.")
@@ -98,7 +97,7 @@ def launch(
             logs_specs=DefaultLogsSpecs(log_dir=os.devnull),
         )
         try:
-            with quiet_torchrun(), agents_are_ours(watch), signals_as_exceptions():
+            with quiet_torchrun(), agents_are_ours(watch), signals_given_back():
                 elastic_launch(config, _rank)(main, tuple(args), dict(kwargs or {}), folder)
         except ChildFailedError:
             _raise_first_failure(watch, Path(folder))
@@ -128,7 +127,7 @@ def _rank(main: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any
     error_file.unlink(missing_ok=True)  # of an attempt before
     try:
         Path(folder, f"result_{rank}").write_bytes(pickle.dumps(main(*args, **kwargs)))
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - it is raised again in the process that called launch()
         at, text = time.time(), traceback.format_exc()
         try:
             pickled = pickle.dumps((at, error, text))
@@ -151,7 +150,7 @@ def _raise_first_failure(watch: Watch, folder: Path) -> None:
         raise SystemExit(PREEMPTED)
     assert first is not None
     if first.rank not in errors:
-        raise RuntimeError(f"Rank {first.rank} was the first to fail: {first}.")
+        raise RuntimeError(f"Rank {first.rank} was the first to fail: {first}.") from None
     error, text = errors[first.rank]
     raise error from _Traceback(f"Rank {first.rank} was the first to fail:\n{text}")
 
@@ -163,7 +162,8 @@ def _loaded(file: Path) -> Any:
 
 def _was_typed_in(main: Callable[..., Any]) -> bool:
     """Whether a function is in no file that a new interpreter could import."""
-    return getattr(main, "__module__", None) == "__main__" and not hasattr(sys.modules["__main__"], "__file__")
+    file = getattr(sys.modules["__main__"], "__file__", None)  # "<stdin>" is one, too
+    return getattr(main, "__module__", None) == "__main__" and not (file and Path(file).is_file())
 
 
 def _check_that_it_can_start(main: Any, args: Any, kwargs: Any, start_method: str) -> None:

@@ -1,7 +1,7 @@
 """One log of all ranks: each line with its rank before it, and a file for each rank.
 
 The ranks write into pipes, and a thread reads them. A traceback is held back until it is clear whether the rank ends
-with it: then the launcher shows the one that matters, last; if the rank goes on, it appears in the log as any other line.
+with it: then the launcher shows the one that matters, last. If the rank goes on, the log has it as any other lines.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ class MergedLogs(LogsSpecs):
         self._ranks: dict[int, _Rank] = {}
         self._thread: threading.Thread | None = None
         self._ended = threading.Event()
+        self._failed = threading.Event()
         if log_dir is not None:
             Path(log_dir).mkdir(parents=True, exist_ok=True)
 
@@ -78,10 +79,17 @@ class MergedLogs(LogsSpecs):
                 stream = _Stream(rank, kind, shown=bool(kind & shown))
                 streams.append(stream)
                 paths[local_rank] = f"/dev/fd/{stream.written_to}"
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=_follow, args=(streams, self._ended), name="camshaft logs", daemon=True)
+        self._ended, self._failed = threading.Event(), threading.Event()
+        follow = threading.Thread(
+            target=_follow, args=(streams, self._ended, self._failed), name="camshaft logs", daemon=True
+        )
+        self._thread = follow
         self._thread.start()
         return destination
+
+    def keep_tracebacks(self) -> None:
+        """Hold back tracebacks for as long as it takes: a rank has failed, and the launcher ends the others."""
+        self._failed.set()
 
     def finish(self) -> None:
         """Read what the ranks, which have ended, have left in the pipes."""
@@ -110,7 +118,8 @@ class _Rank:
     def __init__(self, rank: int, log_dir: str | None) -> None:
         self.rank = rank
         self.path = None if log_dir is None else str(Path(log_dir, f"rank_{rank}.log"))
-        self.file = None if self.path is None else Path(self.path).open("ab", buffering=0)
+        # Closed by the thread that reads, at its end.
+        self.file = None if self.path is None else Path(self.path).open("ab", buffering=0)  # noqa: SIM115
         self.traceback = b""
         self.traceback_at: float | None = None
         self.held_by: _Stream | None = None
@@ -190,7 +199,7 @@ class _Stream:
             self.console = None
 
 
-def _follow(streams: list[_Stream], ended: threading.Event) -> None:
+def _follow(streams: list[_Stream], ended: threading.Event, failed: threading.Event) -> None:
     with selectors.DefaultSelector() as selector:
         for stream in streams:
             selector.register(stream.read_from, selectors.EVENT_READ, stream)
@@ -199,7 +208,7 @@ def _follow(streams: list[_Stream], ended: threading.Event) -> None:
                 key.data.read()
             for stream in streams:
                 since = stream.rank.traceback_at
-                if since is not None and time.time() - since > HELD_BACK:
+                if since is not None and time.time() - since > HELD_BACK and not failed.is_set():
                     stream.rank.release()
     for stream in streams:
         stream.close()

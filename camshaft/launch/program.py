@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +19,18 @@ from torch.distributed.elastic.multiprocessing import SignalException, Std
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import RendezvousError
 
-from camshaft.engine.distributed import TIMEOUT_VARIABLE
-from camshaft.launch.agent import GRACE_PERIOD, SIGNALS, Watch, agents_are_ours, quiet_torchrun, signals_as_exceptions
+from camshaft.launch.agent import GRACE_PERIOD, SIGNALS, Watch, agents_are_ours, quiet_torchrun, signals_given_back
 from camshaft.launch.ending import exit_status, report
 from camshaft.launch.logs import MergedLogs
 
 __all__ = ["add_arguments", "processes_of_this_machine", "run"]
+
+# camshaft.engine.distributed.TIMEOUT_VARIABLE and, in ending.py, camshaft.handlers.preemption.PREEMPTED: importing
+# the engine would make the launcher start a second later.
+TIMEOUT_VARIABLE = "CAMSHAFT_COLLECTIVE_TIMEOUT"
+
+TELL_AFTER = 15.0
+"""Seconds after which the launcher says that it waits for other hosts."""
 
 _EPILOG = """The options are torchrun's, and may be given as PET_... variables as there. The ranks' lines appear in one
 log, each with its rank before it. When a rank fails, the others are ended, and the traceback of the first to fail comes
@@ -63,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Start the program that the arguments name on all ranks, wait for its end, and return the exit status."""
     watch = _prepare(arguments)
     reason = ""
-    with quiet_torchrun(), agents_are_ours(watch), signals_as_exceptions(arguments.signals_to_handle.split(",")):
+    with quiet_torchrun(), agents_are_ours(watch), signals_given_back(), _patience(watch, arguments):
         try:
             torchrun.run(arguments)
         except ChildFailedError:
@@ -71,6 +81,8 @@ def run(arguments: argparse.Namespace) -> int:
         except SignalException as told:
             if not watch.endings:
                 return 128 + told.sigval
+        except KeyboardInterrupt:  # before the ranks were started
+            return 128 + signal.SIGINT
         except (RendezvousError, DistError, OSError) as error:
             reason = _rendezvous_failed(arguments, error)
     sys.stdout.flush()
@@ -117,8 +129,7 @@ def _prepare(arguments: argparse.Namespace) -> Watch:
     if most == 1 and arguments.local_addr is None:
         arguments.local_addr = "127.0.0.1"  # torch would ask for this host's name, which need not resolve
     arguments.run_path = False  # what it does in a process made with multiprocessing, python does in its own
-    if not hasattr(arguments, "signals_to_handle"):  # torch before 2.9
-        arguments.signals_to_handle = ",".join(SIGNALS)
+    signals = getattr(arguments, "signals_to_handle", ",".join(SIGNALS)).replace(" ", "").split(",")
     if getattr(arguments, "shutdown_timeout", None) is not None:
         arguments.grace_period = float(arguments.shutdown_timeout)
     if arguments.collective_timeout is not None:
@@ -127,18 +138,39 @@ def _prepare(arguments: argparse.Namespace) -> Watch:
     filters = getattr(arguments, "duplicate_stdout_filters", []) + getattr(arguments, "duplicate_stderr_filters", [])
     if arguments.logs_specs is not None or filters:  # these are parts of torchrun's own logs
         os.environ.setdefault("TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE", "[rank ${rank}] ")
-        return Watch(arguments.grace_period)
+        return Watch(arguments.grace_period, signals=signals)
     shown = {int(rank) for rank in arguments.local_ranks_filter.split(",") if rank}
     logs = MergedLogs(arguments.log_dir, Std.from_str(arguments.redirects), Std.from_str(arguments.tee), shown or None)
     arguments.log_dir = os.devnull
-    return Watch(arguments.grace_period, logs)
+    return Watch(arguments.grace_period, logs, signals)
 
 
-def _rendezvous_failed(arguments: argparse.Namespace, error: Exception) -> str:
-    endpoint = torchrun.get_rdzv_endpoint(arguments)
-    causes = [str(cause).splitlines()[0] for cause in (error, error.__cause__) if cause is not None and str(cause)]
+@contextmanager
+def _patience(watch: Watch, arguments: argparse.Namespace) -> Iterator[None]:
+    """Say so when the hosts have not met for a while; torch may wait for a quarter of an hour."""
+
+    def wait() -> None:
+        if not watch.started.wait(TELL_AFTER):
+            sys.stderr.write(f"[camshaft] Waiting for the other hosts. {_meeting_point(arguments)}\n")
+            sys.stderr.flush()
+
+    threading.Thread(target=wait, name="camshaft patience", daemon=True).start()
+    try:
+        yield
+    finally:
+        watch.started.set()
+
+
+def _meeting_point(arguments: argparse.Namespace) -> str:
     return (
-        f"[camshaft] The hosts could not meet at {endpoint} (--rdzv-backend {arguments.rdzv_backend}): "
-        f"{' '.join(causes) or type(error).__name__} If another program has the port, name another one; if this host "
-        "has that address but does not know, add --rdzv-conf is_host=1.\n"
+        f"They meet at {torchrun.get_rdzv_endpoint(arguments)} (--rdzv-endpoint, --rdzv-backend "
+        f"{arguments.rdzv_backend}). If another program has this port, use another one; if the address is this host's "
+        "and it does not know, add --rdzv-conf is_host=1."
     )
+
+
+def _rendezvous_failed(arguments: argparse.Namespace, error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    first_line, _, _ = str(error).partition("\n")
+    return f"[camshaft] The hosts did not meet: {first_line or type(error).__name__}. {_meeting_point(arguments)}\n"

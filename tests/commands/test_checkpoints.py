@@ -2,12 +2,15 @@
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from camshaft.__main__ import main
+from camshaft.handlers.checkpoint_store import CheckpointStore
 
 BEST, LAST, FINISHED = "iteration=00000008,epoch=2", "iteration=00000012,epoch=3", "iteration=00000012,finished"
 
@@ -35,8 +38,6 @@ def test_the_folder_of_the_checkpoints_may_be_named_itself(run: Path, capsys: py
 
 
 def test_the_best_is_the_least_where_less_is_better(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from camshaft.handlers.checkpoint_store import CheckpointStore
-
     store = CheckpointStore(run / "checkpoints")
     for epoch, value in enumerate((0.5, float("nan"), 0.25, 0.5), start=4):
         position = {"iteration": 4 * epoch, "epoch": epoch, "value": value, "finished": False}
@@ -105,9 +106,6 @@ def test_a_wrong_path_gives_one_line_and_status_2(
 
 
 def test_listing_does_not_import_torch(run: Path) -> None:
-    import subprocess
-    import sys
-
     program = f"""if True:
         import sys
         from camshaft.__main__ import main

@@ -17,7 +17,7 @@ from camshaft.__main__ import main
 
 def kill_after_two_checkpoints(program: Path) -> None:
     """Start a training of many epochs and end it by SIGKILL."""
-    command = [sys.executable, "-B", program.name, "400"]
+    command = [sys.executable, "-B", program.name, "100"]
     with subprocess.Popen(command, cwd=program.parent, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
         try:
             while len(list(program.parent.glob("run/checkpoints/iteration=*"))) < 2:
@@ -38,12 +38,12 @@ def test_a_killed_run_goes_on_with_the_same_command_from_another_folder(
     kill_after_two_checkpoints(moved / program.name)
     ended = camshaft("resume", "elsewhere/run")
     command, printed = ended.stdout.splitlines()
-    assert command == f"cd {moved} && {sys.executable} -B {program.name} 400"
-    assert printed == "trained for 400 epochs"
+    assert command == f"cd {moved} && {sys.executable} -B {program.name} 100"
+    assert printed == "trained for 100 epochs"
     assert (ended.returncode, ended.stderr) == (0, "")
     lines = (moved / "run" / "metrics.csv").read_text().splitlines()
     iterations = [line.split(",")[0] for line in lines[1:] if line.split(",")[3]]
-    assert iterations == [str(iteration) for iteration in range(1, 1601)]
+    assert iterations == [str(iteration) for iteration in range(1, 401)]
 
 
 def test_a_finished_run_is_left_as_it_is_and_says_so(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -139,7 +139,9 @@ def test_shares_of_the_time_are_shown_after_a_run() -> None:
     engine.add_event_handler(Events.COMPLETED, training_step, None)
     assert str(engine).splitlines()[0] == "Engine of training_step"
     engine.run(range(3))
-    assert str(engine).splitlines()[0].startswith("Engine of training_step; the run of 3 iterations took 0.0")
+    headline = str(engine).splitlines()[0]
+    assert headline.startswith("Engine of training_step; it ran for 0.0")
+    assert headline.endswith(" s, to iteration 3")
     slow, quick = (float(row[3].rstrip("%")) for row in rows_of(engine))
     assert 100 >= slow > quick >= 0
 

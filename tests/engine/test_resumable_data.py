@@ -12,9 +12,7 @@ from torch.utils.data import (
     IterableDataset,
     RandomSampler,
     Sampler,
-    SequentialSampler,
     SubsetRandomSampler,
-    TensorDataset,
     WeightedRandomSampler,
     get_worker_info,
 )
@@ -36,7 +34,7 @@ class Augmented(Dataset):
         return SAMPLES
 
     def __getitem__(self, index):
-        noise = torch.rand(3) + random.random() + np.random.rand()
+        noise = torch.rand(3) + random.random() + np.random.rand()  # noqa: NPY002 - the global one
         return torch.full((3,), float(index)) + noise
 
 
@@ -192,7 +190,11 @@ WITH_WORKERS = {
     "that persist": {"persistent_workers": True},
     "that get many batches ahead": {"prefetch_factor": 3},
     "without batches": {"batch_size": None, "sampler": SubsetRandomSampler(range(6)), "shuffle": None},
-    "with a lazy sampler": {"batch_sampler": BatchSampler(Lazy(), 6, drop_last=False), "batch_size": 1, "shuffle": None},
+    "with a lazy sampler": {
+        "batch_sampler": BatchSampler(Lazy(), 6, drop_last=False),
+        "batch_size": 1,
+        "shuffle": None,
+    },
     "each with a data set whose generators are its own": {"dataset": HasGenerators},
     "with a data set that gives whole batches": {"dataset": GivesWholeBatches},
     "of torchdata": {"kind": StatefulDataLoader},
@@ -212,7 +214,6 @@ def test_a_loader_goes_on_where_it_was(tmp_path, make_data):
 def test_a_loader_with_workers_and_random_augmentation_goes_on_where_it_was(tmp_path, options):
     program = program_with(lambda: loader_with_workers(**options))
     assert differences_after_kills(program, tmp_path, (Events.ITERATION_STARTED(event_filter=first_of_two),)) == []
-
 
 
 @pytest.mark.parametrize("epoch_length", [3, 7, 8, 9])
@@ -242,7 +243,9 @@ def test_an_endless_batch_sampler_draws_from_generators_of_its_own(tmp_path):
 @pytest.mark.parametrize("options", [{}, {"num_workers": 2, "batch_size": 4}], ids=["in this process", "in workers"])
 def test_a_stream_is_gone_through_again_and_a_warning_says_what_that_costs(tmp_path, options):
     program = program_with(lambda: DataLoader(Stream(), **{"batch_size": 6, **options}), epoch_length=4)
-    with pytest.warns(UserWarning, match="batches of DataLoader are loaded again and passed over, since it has no state"):
+    with pytest.warns(
+        UserWarning, match="batches of DataLoader are loaded again and passed over, since it has no state"
+    ):
         assert differences_after_kills(program, tmp_path, (Events.ITERATION_STARTED(event_filter=first_of_two),)) == []
 
 
@@ -300,9 +303,7 @@ def test_worker_init_fn_reaches_the_data_set_of_the_user(tmp_path):
         dataset.offset = len(dataset)
 
     batches = []
-    program = program_with(
-        lambda: DataLoader(Opened(), 6, num_workers=2, worker_init_fn=open_in_worker), max_epochs=1
-    )
+    program = program_with(lambda: DataLoader(Opened(), 6, num_workers=2, worker_init_fn=open_in_worker), max_epochs=1)
 
     def watch(engine):
         engine.add_event_handler(Events.ITERATION_STARTED, lambda engine: batches.append(engine.state.batch))
@@ -340,7 +341,11 @@ def test_data_that_is_set_while_running_begins_at_its_beginning(tmp_path):
         return engine, arguments
 
     batches = []
-    run(program, tmp_path, watch=lambda engine: engine.add_event_handler(
-        Events.ITERATION_STARTED, lambda engine: batches.append(engine.state.batch)
-    ))
+    run(
+        program,
+        tmp_path,
+        watch=lambda engine: engine.add_event_handler(
+            Events.ITERATION_STARTED, lambda engine: batches.append(engine.state.batch)
+        ),
+    )
     assert batches[4].int().max() < 9

@@ -379,7 +379,7 @@ class TestAfterACheckpoint:
         attach(Engine(lambda engine, batch: torch.tensor(1.0)), memory).run(range(3))
         other.load_state_dict(memory.state_dict())
 
-        assert other.state_dict() == memory.state_dict() == {"records_written": 3, "epoch_recorded": 1}
+        assert other.state_dict() == memory.state_dict() == {"records_written": 3, "epoch_recorded": 1, "seen": {}}
 
 
 def test_zero_for_every_is_refused():

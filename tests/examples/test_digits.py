@@ -1,0 +1,273 @@
+"""The main job: `examples/digits.py` learns real digits, ends in the same bits, and survives being killed."""
+
+import re
+import runpy
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from PIL import Image
+
+from camshaft.__main__ import main as camshaft
+
+ROOT = Path(__file__).parent.parent.parent
+EXAMPLE = ROOT / "examples" / "digits.py"
+ENDED_BY_SIGTERM = 75  # what Preemption leaves with
+
+
+class Ended(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+Example = Callable[..., Ended]
+
+
+@pytest.fixture
+def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Example]:
+    """The example as it runs from the command line, in this process, which has imported torch already."""
+    monkeypatch.chdir(tmp_path)
+
+    def start(*arguments: str | Path) -> Ended:
+        monkeypatch.setattr(sys, "argv", [str(EXAMPLE), *map(str, arguments)])
+        status = 0
+        try:
+            runpy.run_path(str(EXAMPLE), run_name="__main__")
+        except SystemExit as exit_:
+            status = exit_.code
+        return Ended(status, *capsys.readouterr())
+
+    threads = torch.get_num_threads()
+    yield start
+    torch.set_num_threads(threads)
+
+
+def digest_of(out: str) -> str:
+    """The SHA-256 in the last line."""
+    found = re.fullmatch(r"weights sha256: ([0-9a-f]{64})", out.splitlines()[-1])
+    assert found, out
+    return found[1]
+
+
+def accuracy_of(out: str) -> float:
+    return float(re.search(r"^test accuracy +([\d.]+)% of 257 images", out, re.MULTILINE)[1])
+
+
+# What it prints and writes
+
+
+@pytest.mark.slow
+def test_the_complete_run_recognises_more_than_98_5_percent_of_new_digits(example: Example) -> None:
+    ended = example("--run-dir", "run")
+    assert ended.status == 0
+    assert accuracy_of(ended.out) >= 98.5
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(example: Example) -> None:
+    first, same, other = (
+        digest_of(example("--max-epochs", "2", "--seed", seed, "--run-dir", folder).out)
+        for seed, folder in (("1", "a"), ("1", "b"), ("2", "c"))
+    )
+    assert first == same
+    assert first != other
+
+
+def test_it_shows_what_is_attached_and_where_everything_is(example: Example) -> None:
+    ended = example("--max-epochs", "1", "--run-dir", "run")
+    assert ended.status == 0
+    table = [line for line in ended.out.splitlines() if line.endswith("%")]
+    assert any("Checkpoint('run', monitor='val_accuracy'" in line for line in table)
+    assert max(map(len, table)) <= 120
+    for path in ("curves.png", "metrics.csv", "tensorboard"):
+        assert f"run/{path}" in ended.out
+        assert Path("run", path).exists()
+    with Image.open("run/curves.png") as picture:
+        assert picture.size == (800, 600)
+    assert "epoch 1/1" in ended.err
+
+
+def test_the_commands_that_it_prints_work(example: Example, capsys: pytest.CaptureFixture[str]) -> None:
+    ended = example("--max-epochs", "1", "--run-dir", "run dir")
+    commands = re.findall(r"-m camshaft (\w+) 'run dir'", ended.out)
+    assert commands == ["resume", "checkpoints", "resume"]
+    assert camshaft(["checkpoints", "run dir"]) == 0
+    assert "val_accuracy" in capsys.readouterr().out
+    assert camshaft(["resume", "run dir"]) == 0
+    assert "run dir is finished, at epoch 1, iteration 20." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_it_learns_in_lower_precision(precision: str, example: Example) -> None:
+    ended = example("--max-epochs", "2", "--precision", precision, "--run-dir", "run")
+    assert ended.status == 0
+    assert "AMP(" in ended.out
+    assert accuracy_of(ended.out) > 30
+
+
+def test_help_names_every_option(example: Example) -> None:
+    ended = example("--help")
+    assert ended.status == 0
+    for option in ("run-dir", "max-epochs", "batch-size", "seed", "precision", "resume", "dataset", "data-dir"):
+        assert f"--{option}" in ended.out
+
+
+# Going on
+
+
+def test_a_finished_run_is_shown_again_and_changes_nothing(example: Example) -> None:
+    first = example("--max-epochs", "1", "--run-dir", "run")
+    table = Path("run/metrics.csv").read_text()
+    second = example("--max-epochs", "1", "--run-dir", "run")
+    assert second.status == 0
+    assert digest_of(second.out) == digest_of(first.out)
+    assert accuracy_of(second.out) == accuracy_of(first.out)
+    assert Path("run/metrics.csv").read_text() == table
+
+
+def test_a_finished_run_can_be_trained_for_longer(example: Example) -> None:
+    example("--max-epochs", "1", "--run-dir", "run")
+    assert example("--max-epochs", "2", "--run-dir", "run").status == 0
+    epochs = [line.split(",")[1] for line in Path("run/metrics.csv").read_text().splitlines()[1:]]
+    assert epochs.count("2") == 4  # two of training, one of validation, one of the test
+    assert sorted(epochs) == epochs
+
+
+def test_another_run_can_begin_at_a_checkpoint(example: Example) -> None:
+    example("--max-epochs", "1", "--run-dir", "run")
+    (checkpoint,) = Path("run/checkpoints").glob("*epoch=1")
+    branch = example("--max-epochs", "2", "--run-dir", "other", "--resume", checkpoint)
+    assert digest_of(branch.out) == digest_of(example("--max-epochs", "2", "--run-dir", "run").out)
+
+
+def test_without_a_folder_the_same_command_goes_on_until_it_is_done_and_then_begins_anew(example: Example) -> None:
+    for _ in range(2):
+        assert example("--max-epochs", "1").status == 0
+    assert sorted(path.name for path in Path("runs").iterdir()) == ["digits-fp32-seed0-1", "digits-fp32-seed0-2"]
+    Path("runs/digits-fp32-seed0-1/curves.png").unlink()  # as if it had been killed before
+    example("--max-epochs", "1")
+    assert len(list(Path("runs").iterdir())) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, ENDED_BY_SIGTERM), (signal.SIGKILL, -signal.SIGKILL)], ids=["TERM", "KILL"]
+)
+def test_a_killed_run_ends_in_the_same_weights_when_it_is_started_again(
+    number: signal.Signals, status: int, example: Example
+) -> None:
+    whole = example("--max-epochs", "8", "--run-dir", "whole")
+    command = [sys.executable, str(EXAMPLE), "--max-epochs", "8", "--run-dir", "killed"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while not any(Path("killed/checkpoints").glob("iteration=*,epoch=2")):
+            assert process.poll() is None
+            time.sleep(0.005)
+        process.send_signal(number)
+        assert process.wait(60) == status
+    resume = [sys.executable, "-m", "camshaft", "resume", "killed"]
+    resumed = subprocess.run(resume, check=False, capture_output=True, text=True)
+    assert resumed.returncode == 0, resumed.stderr
+    assert digest_of(resumed.stdout) == digest_of(whole.out)
+    assert Path("killed/metrics.csv").read_text() == Path("whole/metrics.csv").read_text()
+
+
+# What it refuses
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--precision", "fp8"], "argument --precision: invalid choice: 'fp8'"),
+        (["--max-epochs", "0"], "argument --max-epochs: 0 is not positive"),
+        (["--batch-size", "many"], "argument --batch-size: invalid positive value: 'many'"),
+        (["--batch-size", "2000"], "a batch of 2000 is more than the 1283 images to train on"),
+        (["--fast"], "unrecognized arguments: --fast"),
+        (["--run-dir", "file/run"], "file/run"),
+        (["--resume", "nowhere"], "There is no checkpoint nowhere to go on with"),
+        (
+            ["--dataset", "mnist", "--data-dir", "file/data"],
+            "MNIST could neither be loaded from file/data nor downloaded",
+        ),
+    ],
+    ids=" ".join,
+)
+def test_what_cannot_be_gives_one_line_and_status_2(arguments: list[str], complaint: str, example: Example) -> None:
+    Path("file").touch()
+    ended = example("--run-dir", "run", *arguments)
+    assert ended.status == 2
+    (line,) = ended.err.splitlines()
+    assert line.startswith("digits.py: ")
+    assert complaint in line
+
+
+def test_a_run_that_is_there_is_not_begun_anew(example: Example) -> None:
+    example("--max-epochs", "1", "--run-dir", "run")
+    ended = example("--max-epochs", "1", "--run-dir", "run", "--resume", "never")
+    assert ended.status == 2
+    (line,) = ended.err.splitlines()
+    assert "run has checkpoints of an earlier run" in line
+
+
+def test_data_that_cannot_be_downloaded_gives_one_line_and_status_2(
+    example: Example, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # where nobody listens
+    ended = example("--dataset", "mnist", "--data-dir", "data", "--run-dir", "run")
+    assert ended.status == 2
+    (line,) = ended.err.splitlines()
+    assert line.startswith("digits.py: MNIST could neither be loaded from data nor downloaded: <urlopen error ")
+    assert not Path("run").exists()
+
+
+# Other data
+
+
+@pytest.fixture
+def small_mnist() -> Callable[[Path], None]:
+    """Writes data in the format of MNIST: squares of one pixel's width whose size is their class."""
+
+    def write(folder: Path) -> None:
+        folder.mkdir(parents=True)
+        for part, count in (("train", 240), ("t10k", 60)):
+            labels = torch.arange(count) % 10
+            images = torch.zeros(count, 28, 28, dtype=torch.uint8)
+            for image, label in zip(images, labels.tolist(), strict=True):
+                end = 2 * label + 4
+                image[2 : end + 1, [2, end]] = image[[2, end], 2 : end + 1] = 255
+            header = struct.pack(">4B3I", 0, 0, 8, 3, count, 28, 28)
+            (folder / f"{part}-images-idx3-ubyte").write_bytes(header + images.numpy().tobytes())
+            header = struct.pack(">4BI", 0, 0, 8, 1, count)
+            (folder / f"{part}-labels-idx1-ubyte").write_bytes(header + labels.to(torch.uint8).numpy().tobytes())
+
+    return write
+
+
+@pytest.mark.parametrize(("dataset", "folder"), [("mnist", "MNIST"), ("fashion-mnist", "FashionMNIST")])
+def test_it_trains_on_the_data_sets_of_torchvision(
+    dataset: str, folder: str, small_mnist: Callable[[Path], None], example: Example
+) -> None:
+    small_mnist(Path("data", folder, "raw"))
+    arguments = (
+        "--dataset",
+        dataset,
+        "--data-dir",
+        "data",
+        "--run-dir",
+        "run",
+        "--max-epochs",
+        "2",
+        "--batch-size",
+        "20",
+    )
+    ended = example(*arguments)
+    assert (ended.status, digest_of(ended.out) != "") == (0, True)
+    assert "of 60 images never seen in training" in ended.out
+    assert Path("run/metrics.csv").read_text().count("\n") == 1 + 2 * (1 + 1) + 1  # of 11 batches, every tenth

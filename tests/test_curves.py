@@ -1,0 +1,126 @@
+"""The picture shows what was logged, with names that a reader understands."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from xml.etree import ElementTree
+
+import matplotlib as mpl
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from camshaft import CSVLogger, Engine, Events
+from camshaft.curves import plot_curves
+
+Texts = Callable[..., list[str]]
+
+
+@pytest.fixture
+def texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Texts:
+    """The texts in the picture of runs, in the order in which they are drawn."""
+    monkeypatch.setitem(mpl.rcParams, "svg.fonttype", "none")  # texts as texts, not as their outlines
+
+    def draw(*runs: Path) -> list[str]:
+        picture = ElementTree.parse(plot_curves(runs, tmp_path / "curves.svg"))
+        return ["".join(element.itertext()) for element in picture.iter("{http://www.w3.org/2000/svg}text")]
+
+    return draw
+
+
+def run_with(folder: Path, table: str) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "metrics.csv").write_text(table)
+    return folder
+
+
+SMALL = "iteration,epoch,optimizer_step,learning_rate,loss,val_loss\n1,1,1,0.1,2.5,\n2,1,2,0.1,1.5,\n2,1,2,,,2.0\n"
+
+
+def test_a_picture_of_one_run_names_axes_and_the_parts_of_the_data(texts: Texts, tmp_path: Path) -> None:
+    shown = texts(run_with(tmp_path / "run", SMALL))
+    assert shown.count("iteration") == 2
+    assert {"loss", "learning rate", "training", "validation"} <= set(shown)
+    assert "run" not in shown
+
+
+def test_the_quantities_of_training_and_validation_come_first(texts: Texts, tmp_path: Path) -> None:
+    shown = texts(run_with(tmp_path / "run", SMALL))
+    assert shown.index("loss") < shown.index("learning rate")
+
+
+def test_several_runs_are_told_apart_by_their_names(texts: Texts, tmp_path: Path) -> None:
+    shown = texts(run_with(tmp_path / "slow", SMALL), run_with(tmp_path / "fast", SMALL))
+    assert {"slow, training", "slow, validation", "fast, training", "slow", "fast"} <= set(shown)
+
+
+def test_runs_of_one_name_are_told_apart_by_the_ends_of_their_paths(texts: Texts, tmp_path: Path) -> None:
+    runs = [run_with(tmp_path / folder / "run", SMALL) for folder in "ab"]
+    assert {"a/run", "b/run"} <= set(texts(*runs))
+
+
+def test_a_run_that_is_named_twice_is_drawn_once(texts: Texts, tmp_path: Path) -> None:
+    run = run_with(tmp_path / "run", SMALL)
+    assert texts(run, run) == texts(run)
+
+
+def test_a_long_name_is_no_trouble(texts: Texts, tmp_path: Path) -> None:
+    runs = [run_with(tmp_path / (name * 100), SMALL) for name in "ab"]
+    assert "a" * 100 in texts(*runs)
+
+
+def test_a_value_that_one_run_lacks_is_drawn_for_the_other(texts: Texts, tmp_path: Path) -> None:
+    other = run_with(tmp_path / "other", "iteration,epoch,optimizer_step,accuracy\n1,1,1,0.5\n")
+    shown = texts(run_with(tmp_path / "run", SMALL), other)
+    assert "accuracy" in shown
+    assert "other, training" not in shown
+
+
+def test_values_that_are_not_finite_are_left_out(texts: Texts, tmp_path: Path) -> None:
+    table = "iteration,epoch,optimizer_step,loss\n1,1,1,1.0\n2,1,2,nan\n3,1,3,inf\n4,1,4,2.0\n"
+    assert "loss" in texts(run_with(tmp_path / "run", table))
+
+
+def test_a_png_of_two_columns_is_800_wide(tmp_path: Path) -> None:
+    with Image.open(plot_curves([run_with(tmp_path / "run", SMALL)], tmp_path / "curves.png")) as picture:
+        assert picture.size == (800, 300)
+
+
+def test_the_lines_go_through_the_values_that_were_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    save = Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda figure, *args, **kwargs: (drawn.append(figure), save(figure, *args, **kwargs))
+    )
+    trainer = Engine(lambda engine, batch: {"loss": batch})
+    trainer.add_event_handler(
+        Events.EPOCH_COMPLETED, lambda: trainer.state.metrics.update(val_loss=trainer.state.epoch / 2)
+    )
+    trainer.attach(CSVLogger(tmp_path, every=1)).run([1.0, 0.5], max_epochs=2)
+    plot_curves([tmp_path], tmp_path / "curves.png")
+    lines = {line.get_label(): line.get_xydata().tolist() for panel in drawn[0].axes for line in panel.lines}
+    assert lines == {"training": [[1, 1], [2, 0.5], [3, 1], [4, 0.5]], "validation": [[2, 0.5], [4, 1]]}
+
+
+def test_drawing_chooses_no_backend_for_the_process(tmp_path: Path) -> None:
+    program = f"""if True:
+        import sys
+        from camshaft.curves import plot_curves
+        plot_curves([{str(run_with(tmp_path / "run", SMALL))!r}], {str(tmp_path / "curves.png")!r})
+        sys.exit("matplotlib.pyplot" in sys.modules)
+    """
+    subprocess.run([sys.executable, "-c", program], check=True, env={**os.environ, "DISPLAY": ""})
+
+
+def test_a_run_without_a_table_is_refused_with_what_to_attach(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"has no metrics\.csv: attach CSVLogger\("):
+        plot_curves([tmp_path], tmp_path / "curves.png")
+
+
+def test_runs_without_a_number_are_refused(tmp_path: Path) -> None:
+    run = run_with(tmp_path / "run", "iteration,epoch,optimizer_step\n1,1,1\n")
+    with pytest.raises(ValueError, match=r"Nothing was logged in .*run, so there is nothing to draw"):
+        plot_curves([run], tmp_path / "curves.png")
+    assert not (tmp_path / "curves.png").exists()
