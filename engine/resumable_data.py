@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -27,8 +27,8 @@ __all__ = ["ResumableData"]
 class ResumableData:
     """Makes the iterators of an engine's data so that a position in them can be kept and found again.
 
-    Each time the data begins anew, the states of all generators are noted. To find a position again they are set to what
-    they were, the data begins as it did then, and what was seen is passed over:
+    Each time the data begins anew, the states of all generators are noted. To find a position again they are set to
+    what they were, the data begins as it did then, and what was seen is passed over:
 
     - a ``DataLoader`` of a map-style data set by its sampler, without loading a sample. Where its samplers are not
       torch's, the indices are drawn all at once when the data begins, so that what the sampler draws and what the step
@@ -46,7 +46,7 @@ class ResumableData:
         engine: the engine whose data it is, Camshaft's or a stock Ignite one.
     """
 
-    def __init__(self, engine: IgniteEngine) -> None:
+    def __init__(self, engine: Any) -> None:
         self._loaders: WeakKeyDictionary[DataLoader[Any], _ResumableLoader] = WeakKeyDictionary()
         self._at_first: tuple[Any, dict[str, Any]] = None, {}  # the data, and its numbers before the run
         self._began_at_iteration = 0
@@ -62,7 +62,7 @@ class ResumableData:
 
         engine._setup_dataloader_iter = setup_dataloader_iter
 
-    def let_go(self, engine: IgniteEngine) -> None:
+    def let_go(self, engine: Any) -> None:
         """Let the engine make its iterators as it did before."""
         del engine._setup_dataloader_iter
 
@@ -88,7 +88,7 @@ class ResumableData:
         """The position after the iteration that was last completed."""
         if self._resume is not None:  # loaded, but not yet gone to
             return dict(self._resume)
-        data = engine.state.dataloader
+        data: Any = engine.state.dataloader
         state = {
             "taken": engine.state.iteration - self._began_at_iteration,
             "at_begin": self._at_begin,
@@ -123,18 +123,18 @@ class ResumableData:
         return iterator
 
     def _begin(self, data: Any, skip: int | None) -> Iterator[Any]:
-        """An iterator that begins after ``skip`` batches; None for one that is not used, so that it need load nothing."""
+        """An iterator that begins after ``skip`` batches; None: it is not used, and need load nothing."""
         if _is_map_style(data):
             if data not in self._loaders:  # else persistent workers have what they were given the first time
                 self._loaders[data] = _ResumableLoader(data)
             return self._loaders[data].iterator(data, skip)
-        iterator = iter(data)
+        iterator: Iterator[Any] = iter(data)
         if skip:
             if not isinstance(data, (Sequence, torch.Tensor)):
                 warnings.warn(
                     f"To go on where the run was, {skip} batches of {type(data).__name__} are loaded again and passed "
-                    "over, since it has no state of its own: give it state_dict() and load_state_dict(), as torchdata's "
-                    "StatefulDataLoader has, to save that time.",
+                    "over, since it has no state of its own: give it state_dict() and load_state_dict(), as "
+                    "torchdata's StatefulDataLoader has, to save that time.",
                     stacklevel=2,
                 )
             next(itertools.islice(iterator, skip - 1, skip), None)
@@ -229,12 +229,12 @@ class _Indices:
         return self
 
 
-def _drawn_independently(sampler: Any) -> Iterable[Any]:
+def _drawn_independently(sampler: Iterable[Any]) -> Iterable[Any]:
     """The indices of a sampler, such that what it draws does not depend on what others draw meanwhile."""
     parts = [sampler, getattr(sampler, "sampler", sampler)]
     if all(type(part).__module__.startswith("torch.") for part in parts):
         return sampler  # torch's own draw before their first index all that they draw from global generators
-    return list(sampler) if isinstance(sampler, Sized) else _with_generators_of_its_own(iter(sampler))
+    return list(sampler) if hasattr(sampler, "__len__") else _with_generators_of_its_own(iter(sampler))
 
 
 def _with_generators_of_its_own(indices: Iterator[Any]) -> Iterator[Any]:

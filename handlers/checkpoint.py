@@ -2,37 +2,36 @@
 
 Listens to:
 
-- STARTED in CHECK: warns of modules and optimizers that are used and nobody named. In PREPARE: takes the run's directory
-  for this process. In RESTORE: brings back the newest whole checkpoint if the run is at its beginning. In SAVE, the last
-  phase, and for a checkpoint from within an epoch at the SAVE of its EPOCH_STARTED: brings back what the start of the run
-  or of the epoch has reset, and the random generators.
+- STARTED: in CHECK warns of modules and optimizers that are used and nobody named; in PREPARE takes the run's directory
+  for this process; in RESTORE brings back the newest whole checkpoint, if the run is at its beginning.
+- STARTED in SAVE, the last phase, or EPOCH_STARTED in SAVE if the checkpoint is from within an epoch: brings back what
+  the start of the run or of the epoch has reset, and the random generators.
 - EPOCH_COMPLETED and ITERATION_COMPLETED, as asked for: the first in CHECK, the second in SAVE, says that it is time to
-  save. Saved is after an iteration at once, after the last of an epoch at the SAVE of EPOCH_COMPLETED.
+  save. After an iteration that is done at once, after the last one of an epoch at the SAVE of EPOCH_COMPLETED.
 - COMPLETED in SAVE: saves the run as finished. EXCEPTION_RAISED in SAVE: ends what is written in the background.
 """
 
 from __future__ import annotations
 
+import math
 import os
-import pickle
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from ignite.engine import Engine as IgniteEngine
-from torch import nn
 
 from camshaft.engine.engine import Engine
 from camshaft.engine.events import Events
-from camshaft.engine.generators import generator_states, set_generator_states
+from camshaft.engine.generators import generator_states
 from camshaft.engine.phases import Phase, events_in
 from camshaft.engine.resumable_data import ResumableData
 from camshaft.handlers.checkpoint_contents import (
-    Restored,
+    FORMAT,
+    OURS,
     keeps_state,
-    load_all_or_none,
     own_generators,
     plain,
     stateful_handlers,
@@ -43,13 +42,11 @@ from camshaft.handlers.checkpoint_writer import BackgroundWriter
 from camshaft.handlers.ema import unwrapped
 from camshaft.handlers.handler import Handler, On
 from camshaft.handlers.monitor import Mode, Monitor, outputs_of, values_of
+from camshaft.handlers.resumption import Resumption
 from camshaft.handlers.run_lock import RunLock
 from camshaft.handlers.run_record import record_run
 
 __all__ = ["Checkpoint"]
-
-FORMAT = 1
-_OURS = "camshaft"  # the entry of a checkpoint beside those that the user named
 
 # Events in the midst of which a run can be left and gone on with: what had not fired yet fires then.
 _DIVISIBLE = {event.name: event for event in (Events.ITERATION_COMPLETED, Events.EPOCH_COMPLETED, Events.COMPLETED)}
@@ -76,7 +73,7 @@ class Checkpoint(Handler):
             one; a path goes on with that checkpoint, or takes over the named objects from a file of Ignite's
             ``Checkpoint``, and once the directory has a checkpoint of the run that began so, goes on with that.
         asynchronous: write in the background while training goes on; the state is copied in memory first, on the CPU.
-        on_error: what a full disk or a vanished directory does to the run: ``"raise"`` ends it, ``"warn"`` lets it go on.
+        on_error: what a full disk or the like does to the run: ``"raise"`` ends it, ``"warn"`` lets it go on.
         named: what to keep: ``model=model, optimizer=optimizer``.
 
     Raises:
@@ -88,7 +85,7 @@ class Checkpoint(Handler):
 
     Example:
         >>> import tempfile
-        >>> model = nn.Linear(2, 1)
+        >>> model = torch.nn.Linear(2, 1)
         >>> directory = tempfile.mkdtemp()
         >>> engine = Engine(lambda engine, batch: None).attach(Checkpoint(directory, model=model))
         >>> state = engine.run([0, 1, 2], max_epochs=2)
@@ -124,8 +121,8 @@ class Checkpoint(Handler):
                 raise TypeError(
                     f"Checkpoint keeps what has state_dict() and load_state_dict(), but {name!r} is {thing!r}."
                 )
-        if _OURS in self.objects:
-            raise ValueError(f"The name {_OURS!r} is taken in checkpoints; choose another.")
+        if OURS in self.objects:
+            raise ValueError(f"The name {OURS!r} is taken in checkpoints; choose another.")
         if keep_last < 1 or keep_best < 0:
             raise ValueError(f"keep_last must be at least 1 and keep_best 0, but they are {keep_last} and {keep_best}.")
         if on_error not in ("raise", "warn"):
@@ -133,7 +130,6 @@ class Checkpoint(Handler):
         self.keep_last = keep_last
         self.keep_best = keep_best
         self.monitor = Monitor(monitor, mode) if monitor is not None else None
-        self.resume = os.fspath(resume)
         self.on_error = on_error
         self.store = CheckpointStore(self.directory / "checkpoints")
         self.listens = (
@@ -151,11 +147,10 @@ class Checkpoint(Handler):
             self.listens += (On(Events.ITERATION_COMPLETED, Phase.SAVE, "raise_error_of_writing"),)
         self._lock = RunLock(self.directory)
         self._data: ResumableData | None = None
-        self._origin: str | None = None  # the path from which the run began
+        self._resumption = Resumption(self.store, self.objects, os.fspath(resume))
         self._epoch_began_at: int | None = None  # the iterations before the epoch that is under way, None between two
         self._is_due = False  # a checkpoint, at the end of the epoch
         self._before_evaluation: dict[str, Any] | None = None  # what a validation under way will change
-        self._pending: _Pending | None = None
 
     # ------------------------------------------------------------------------------------------------ what is kept
 
@@ -219,8 +214,8 @@ class Checkpoint(Handler):
     def save_now(self, engine: IgniteEngine) -> None:
         """Save where the engine has paused, between two iterations or epochs, and wait until it is on the disk.
 
-        A stock Ignite engine cannot begin with the end of an epoch: there nothing is saved after its last iteration, and
-        the newest checkpoint remains the one to go on with.
+        A stock Ignite engine cannot begin with the end of an epoch: there nothing is saved after its last iteration,
+        and the newest checkpoint remains the one to go on with.
         """
         if not self._epoch_is_full(engine):
             self._save(engine)
@@ -312,11 +307,11 @@ class Checkpoint(Handler):
         ours = {**ours, **noted, "handlers": {**handlers, **noted["handlers"]}}
         value = None if finished or rest is not None else self._monitored_value(engine)
         metadata = {"iteration": state.iteration, "epoch": state.epoch, "value": value, "finished": finished}
-        metadata["origin"] = self._origin
+        metadata["origin"] = self._resumption.origin
         if self.monitor is not None:
             metadata |= {"monitor": self.monitor.name, "mode": self.monitor.mode}
             ours["monitor"] = self.monitor.state_dict()
-        content = {**{name: unwrapped(thing).state_dict() for name, thing in self.objects.items()}, _OURS: ours}
+        content = {**{name: unwrapped(thing).state_dict() for name, thing in self.objects.items()}, OURS: ours}
         write = self._write if self._writer is None else self._writer.write
         self._attempt(
             write, f"iteration={state.iteration:08d}{',finished' if finished else moment}", plain(content), metadata
@@ -373,9 +368,8 @@ class Checkpoint(Handler):
         if self.monitor is None:
             return []
         sign = -1 if self.monitor.mode == "max" else 1
-        valued = [(checkpoint.value, checkpoint) for checkpoint in checkpoints if checkpoint.value is not None]
-        numbers = [(sign * value, checkpoint) for value, checkpoint in valued if value == value]
-        return [checkpoint for _, checkpoint in sorted(numbers, key=lambda pair: pair[0])]
+        values = {checkpoint: sign * value for checkpoint in checkpoints if (value := checkpoint.value) is not None}
+        return sorted((one for one in values if not math.isnan(values[one])), key=values.__getitem__)
 
     # ------------------------------------------------------------------------------------------------ going on
 
@@ -385,113 +379,21 @@ class Checkpoint(Handler):
         self.store.clear_leftovers()
         self._attempt(record_run, self.directory)
 
-    def restore(self, engine: Any) -> None:
+    def restore(self, engine: IgniteEngine) -> None:
         """Bring back the newest whole checkpoint, or the one that was asked for, if this run is at its beginning."""
-        self._pending = self._before_evaluation = self._epoch_began_at = None
+        self._before_evaluation = self._epoch_began_at = None
         self._is_due = False
-        if engine.state.iteration or engine.state.epoch:
-            return  # the same engine goes on with what it has in memory
-        checkpoints = self.store.list()
-        if self.resume == "never" and checkpoints:
-            raise ValueError(
-                f"{self.directory} has checkpoints of an earlier run, the newest {checkpoints[-1].path}: choose another "
-                "directory for a new run, or go on with that one by resume='auto'."
-            )
-        began_elsewhere = self.resume not in ("auto", "never")
-        if began_elsewhere and not (checkpoints and checkpoints[-1].origin == self.resume):
-            self._origin = self.resume
-            self._restore_from(engine, self._read(Path(self.resume)), Path(self.resume))
-            return
-        newest = self.store.newest_whole()
-        if newest is not None and newest[0].finished and not _stays_finished(newest[1][_OURS]["engine"], engine.state):
-            # The end of the run may have changed it, by bringing back the best weights: go on from before.
-            newest = self.store.newest_whole(running=True)
-        if newest is not None:
-            self._origin = newest[0].origin
-            self._restore_from(engine, newest[1], newest[0].path)
+        self._resumption.restore(engine, self._of(engine), self.monitor)
 
-    def _read(self, path: Path) -> dict[str, Any]:
-        """A checkpoint of ours, or a file of Ignite's."""
-        if not path.exists():
-            raise ValueError(f"There is no checkpoint {path} to go on with: resume is 'auto', 'never', or a path.")
-        if path.is_dir():
-            return self.store.read(path)
-        try:
-            content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            raise ValueError(
-                f"{path} is no file of tensors and plain values, or not a whole one, and nothing else is read, because it "
-                f"could run code: {str(error).splitlines()[0]}"
-            ) from error
-        return content
-
-    def _restore_from(self, engine: Any, content: dict[str, Any], path: Path) -> None:
-        objects = self._objects_in(content, path)
-        ours = content.get(_OURS)
-        if ours is None:
-            load_all_or_none(objects, path)
-            return
-        if ours["format"] > FORMAT:
-            raise ValueError(f"{path} was written by a newer version of Camshaft (format {ours['format']}): upgrade.")
-        saved, state = ours["engine"], engine.state
-        if state.epoch_length is not None and saved["epoch_length"] not in (None, state.epoch_length):
-            raise ValueError(
-                f"{path} was saved with {saved['epoch_length']} iterations an epoch, but the data has now "
-                f"{state.epoch_length}: use the same data and batch size, or choose another directory."
-            )
-        attached = stateful_handlers(engine)
-        for name in set(ours["handlers"]) - set(attached):
-            if ours["handlers"][name]:
-                warnings.warn(f"{path} has the state of {name}, but no such handler is attached.", stacklevel=2)
-        handlers = [Restored(name, attached[name], kept) for name, kept in ours["handlers"].items() if name in attached]
-        load_all_or_none([*objects, *handlers], path)
-        if self.monitor is not None and ours["monitor"] is not None:
-            self.monitor.load_state_dict(ours["monitor"])
-        self._pending = pending = _pending(ours, handlers, state)
-
-        state.iteration = saved["iteration"]
-        state.epoch = saved["epoch"] - pending.within_epoch  # the loop is about to begin that epoch again
-        state.epoch_length = saved["epoch_length"] or state.epoch_length
-        state.optimizer_step = saved["optimizer_step"]
-        state.metrics.update(ours["metrics"])
-        for key, value in saved["user"].items():
-            setattr(state, key, value)
-        engine._init_iter = saved["position"] if pending.within_epoch else 0
-        engine._dataloader_iter = None
-        self._of(engine).load_state_dict(ours["data"])
-
-    def _objects_in(self, content: Mapping[str, Any], path: Path) -> list[Restored]:
-        missing = sorted(set(self.objects) - set(content))
-        if (
-            len(self.objects) == 1 and missing and _OURS not in content
-        ):  # Ignite writes a single object without its name
-            return [Restored(name, thing, content) for name, thing in self.objects.items()]
-        if missing:
-            raise ValueError(
-                f"{path} has no {' and no '.join(map(repr, missing))}; it has {sorted(set(content) - {_OURS})}. Name the "
-                "objects as they were named when it was saved, or choose another directory."
-            )
-        return [Restored(name, thing, content[name]) for name, thing in self.objects.items()]
-
-    def begin(self, engine: Any) -> None:
+    def begin(self, engine: IgniteEngine) -> None:
         """Go on after a checkpoint from between two epochs, or from the end of the run."""
-        pending = self._pending
+        pending = self._resumption.pending
         if pending is None or pending.within_epoch:
             return
         self._bring_back_what_was_reset(engine)
-        saved = pending.ours["engine"]
+        pending.end(engine)
         if pending.finished:
-            if pending.ours["rest"] is None:
-                engine.logger.warning(
-                    "The run in %s is finished (epoch %d, iteration %d): nothing to do. Pass a larger max_epochs to go on.",
-                    self.directory,
-                    saved["epoch"],
-                    saved["iteration"],
-                )
             self._lock.release()
-            engine.terminate(skip_completed=True)
-        elif pending.ends:
-            engine.should_terminate = saved["should_terminate"] or True
 
     def begin_epoch(self, engine: Any) -> None:
         """Note where an epoch begins, and go on after a checkpoint from within it."""
@@ -500,61 +402,15 @@ class Checkpoint(Handler):
             length = engine.state.epoch_length if engine._dataloader_iter is None else None
             position = engine.state.iteration % length if length else 0
         self._epoch_began_at = engine.state.iteration - position
-        if self._pending is not None:
+        if self._resumption.pending is not None:
             self._bring_back_what_was_reset(engine)
 
-    def _bring_back_what_was_reset(self, engine: Any) -> None:
-        """Once all handlers have begun the run, or the epoch: their states again, the metrics and the generators.
-
-        Then what is left of the event in the midst of which it was saved.
-        """
-        pending, self._pending = self._pending, None
-        assert pending is not None
-        ours, rest = pending.ours, pending.ours["rest"]
-        for _, handler, state in pending.handlers:
-            handler.load_state_dict(state)
-        engine.state.metrics.update(ours["metrics"])
-        set_generator_states(ours["generators"], own_generators(engine))
-        if rest is not None and (pending.finished or not ours["engine"]["finished"]):
-            engine.state.output = ours["output"]
+    def _bring_back_what_was_reset(self, engine: IgniteEngine) -> None:
+        """Once all handlers have begun the run, or the epoch; then fire what is left of a divided event."""
+        rest = self._resumption.bring_back_what_was_reset(engine)
+        if rest is not None:
             self._is_due = rest["is_due"]
-            engine._event_handlers[_DIVISIBLE[rest["event"]]].fire_from(engine, rest["phase"])
-
-
-class _Pending(NamedTuple):
-    """What is brought back only when all handlers have begun the run, or the epoch under way.
-
-    Attributes:
-        ours: what the checkpoint holds beside the objects of the user.
-        handlers: with their states.
-        finished: the run is over, for what is asked for now, too.
-        ends: a handler, or ``max_iters``, was about to end the run.
-        within_epoch: an epoch is under way, and goes on.
-    """
-
-    ours: Mapping[str, Any]
-    handlers: list[Restored]
-    finished: bool
-    ends: bool
-    within_epoch: bool
-
-
-def _pending(ours: Mapping[str, Any], handlers: list[Restored], state: Any) -> _Pending:
-    saved = ours["engine"]
-    within_epoch = saved["position"] is not None
-    finished = saved["finished"] and _stays_finished(saved, state)
-    at_max_iters = within_epoch and state.max_iters is not None and saved["iteration"] >= state.max_iters
-    ends = not saved["finished"] and bool(saved["should_terminate"] or at_max_iters)
-    return _Pending(ours, handlers, finished, ends, within_epoch and not finished and not ends)
-
-
-def _stays_finished(saved: Mapping[str, Any], state: Any) -> bool:
-    """Whether a finished run is finished for the ``max_epochs`` or ``max_iters`` that are asked for now, too."""
-    if saved["should_terminate"] and saved["iteration"] != saved["max_iters"]:
-        return True  # a handler ended it
-    if state.max_iters is not None:
-        return bool(saved["iteration"] >= state.max_iters)
-    return bool(saved["epoch"] >= (state.max_epochs or 0))
+            engine._event_handlers[_DIVISIBLE[rest["event"]]].fire_from(engine, rest["phase"])  # type: ignore[attr-defined]
 
 
 def _time_to_save(event: Any) -> On:

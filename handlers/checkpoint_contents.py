@@ -11,7 +11,7 @@ import warnings
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from ignite.engine import Engine as IgniteEngine
@@ -34,6 +34,9 @@ __all__ = [
     "stateful_handlers",
     "warn_of_forgotten",
 ]
+
+FORMAT = 1
+OURS = "camshaft"  # the entry of a checkpoint beside those that the user named
 
 
 def keeps_state(thing: Any) -> bool:
@@ -76,7 +79,8 @@ def own_generators(engine: IgniteEngine) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for prefix, owner in _engines(engine):
         for kind in (torch.Generator, random.Random, *_numpy_generators()):
-            found.update({prefix + name: one for name, one in used_by(owner._process_function, kind).items()})
+            generators: Mapping[str, Any] = used_by(owner._process_function, kind)
+            found.update({prefix + name: generator for name, generator in generators.items()})
     for handler in handlers_of(engine):
         if isinstance(handler, Evaluate):
             sampler = getattr(handler.data, "sampler", None)
@@ -96,8 +100,9 @@ def warn_of_forgotten(engine: IgniteEngine, kept: Mapping[str, Any], directory: 
     used: dict[str, Any] = {**modules_used_by(step), **used_by(step, torch.optim.Optimizer)}
     for backward in step.backwards if isinstance(step, TrainingStep) else ():
         used.update({type(optimizer).__name__: optimizer for optimizer in getattr(backward, "optimizers", ())})
-    functions = [function for function in _attached_functions(engine) if isinstance(function, types.FunctionType)]
-    for function in (step, *functions):
+    functions: list[Callable[..., Any]] = [step]
+    functions += [function for function in _attached_functions(engine) if isinstance(function, types.FunctionType)]
+    for function in functions:
         for kind in (TorchScheduler, torch.optim.lr_scheduler.ReduceLROnPlateau, torch.amp.GradScaler):
             used.update(used_by(function, kind))
     known = {
@@ -109,8 +114,8 @@ def warn_of_forgotten(engine: IgniteEngine, kept: Mapping[str, Any], directory: 
             argument = f"{name}={name}" if name.isidentifier() else f"{{{name!r}: ...}}"
             known.add(id(thing))
             warnings.warn(
-                f"The run uses {name!r} ({type(thing).__name__}), but the checkpoint does not keep it, so a resumed run "
-                f"will not be the same: Checkpoint({str(directory)!r}, ..., {argument}).",
+                f"The run uses {name!r} ({type(thing).__name__}), but the checkpoint does not keep it, so a resumed "
+                f"run will not be the same: Checkpoint({str(directory)!r}, ..., {argument}).",
                 stacklevel=2,
             )
 
@@ -163,7 +168,7 @@ def load_all_or_none(everything: list[Restored], path: Path) -> None:
 
 
 def plain(value: Any, where: str = "") -> Any:
-    """``value`` with NumPy's numbers and arrays, paths, enums and the like made plain, so that ``weights_only`` loads it.
+    """``value`` with numbers and arrays of NumPy, paths, enums and the like made plain, for ``weights_only`` to load.
 
     Raises:
         TypeError: something that cannot be; the message says where it stands.
@@ -175,23 +180,29 @@ def plain(value: Any, where: str = "") -> Any:
     if value is None or type(value) in _PLAIN or isinstance(value, (torch.Tensor, torch.Size, torch.dtype)):
         return value
     if isinstance(value, Mapping):
-        content: dict[Any, Any] = {
-            plain(key, f"{where}/{key}"): plain(item, f"{where}/{key}") for key, item in value.items()
-        }
-        if isinstance(value, Counter):
-            return Counter(content)
-        if hasattr(value, "_metadata"):  # a module's, with the versions of its parts
-            content = OrderedDict(content)
-            content._metadata = value._metadata  # type: ignore[attr-defined]
-        return content
+        return _plain_mapping(value, where)
     if isinstance(value, (list, tuple, set, frozenset)):
         items = [plain(item, f"{where}/{index}") for index, item in enumerate(value)]
         return tuple(items) if isinstance(value, tuple) else items
+    return _plain_leaf(value, where)
+
+
+def _plain_mapping(value: Mapping[Any, Any], where: str) -> dict[Any, Any]:
+    content: Any = {plain(key, f"{where}/{key}"): plain(item, f"{where}/{key}") for key, item in value.items()}
+    if isinstance(value, Counter):
+        content = Counter(content)
+    elif hasattr(value, "_metadata"):  # a module's, with the versions of its parts
+        content = OrderedDict(content)
+        content._metadata = value._metadata
+    return cast("dict[Any, Any]", content)
+
+
+def _plain_leaf(value: Any, where: str) -> Any:
     if isinstance(value, enum.Enum):
         return plain(value.value, where)
     if type(value).__module__.startswith("numpy") and hasattr(value, "ndim"):
         return value.item() if value.ndim == 0 else torch.as_tensor(value)
-    for kind in (str, bytes, int, float):  # a subclass, which weights_only would refuse
+    for kind in _PLAIN:  # a subclass, which weights_only would refuse
         if isinstance(value, kind):
             return kind(value)
     if isinstance(value, (os.PathLike, torch.device)):
@@ -202,7 +213,7 @@ def plain(value: Any, where: str = "") -> Any:
     )
 
 
-_PLAIN = {str, bytes, bool, int, float, complex}
+_PLAIN: tuple[Any, ...] = (str, bytes, bool, int, float, complex)
 
 
 def _engines(engine: IgniteEngine) -> Iterator[tuple[str, IgniteEngine]]:

@@ -1,8 +1,8 @@
 """Checkpoints as directories that are either whole or absent.
 
 A checkpoint is written under another name beside its own, with a digest of each file, flushed to the disk, and renamed.
-Reading compares the digests and never runs code from the file. Only reading and writing of a state import torch, so that
-the command line can list checkpoints at once.
+Reading compares the digests and never runs code from the file. Only reading and writing of a state import torch, so
+that the command line can list checkpoints at once.
 """
 
 from __future__ import annotations
@@ -55,6 +55,9 @@ class SavedCheckpoint(NamedTuple):
     origin: str | None = None
 
 
+_Found = tuple[list[SavedCheckpoint], list[str]]  # `list` is something else within the class
+
+
 class CheckpointStore:
     """The checkpoints in one directory.
 
@@ -94,7 +97,7 @@ class CheckpointStore:
             shutil.rmtree(writing, ignore_errors=True)
             writing.mkdir()
             with _synced_file(writing / STATE_FILE) as file:
-                digesting = _DigestingFile(file)
+                digesting: Any = _DigestingFile(file)
                 torch.save(dict(state), digesting)
             files = {STATE_FILE: {"bytes": digesting.bytes, "sha256": digesting.sha256.hexdigest()}}
             number = 1 + max((checkpoint.number for checkpoint in self.list()), default=0)
@@ -130,8 +133,8 @@ class CheckpointStore:
             state: dict[str, Any] = torch.load(path / STATE_FILE, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             raise BrokenCheckpointError(
-                f"The checkpoint {path} is broken: its digests are right, but {STATE_FILE} does not hold tensors and plain "
-                f"values alone ({_first_line(error)})."
+                f"The checkpoint {path} is broken: its digests are right, but {STATE_FILE} does not hold tensors and "
+                f"plain values alone ({_first_line(error)})."
             ) from error
         return state
 
@@ -193,7 +196,7 @@ class CheckpointStore:
         """Delete a checkpoint so that at no moment a part of it looks like one."""
         doomed = self.directory / f"{_WRITING}{path.name}"
         shutil.rmtree(doomed, ignore_errors=True)
-        os.rename(path, doomed)
+        path.rename(doomed)
         shutil.rmtree(doomed)
 
     def clear_leftovers(self) -> None:
@@ -205,9 +208,9 @@ class CheckpointStore:
             if final.exists():
                 shutil.rmtree(path, ignore_errors=True)
             else:
-                os.rename(path, final)
+                path.rename(final)
 
-    def _survey(self) -> tuple[list[SavedCheckpoint], list[str]]:
+    def _survey(self) -> _Found:
         """The checkpoints by age, and what is wrong with those whose metadata cannot be read."""
         found, broken = [], []
         for path in sorted(self.directory.iterdir()) if self.directory.is_dir() else ():
@@ -243,12 +246,12 @@ class CheckpointStore:
         replaced = self.directory / f"{_REPLACED}{final.name}"
         shutil.rmtree(replaced, ignore_errors=True)
         if final.exists():  # a directory cannot be renamed over another; clear_leftovers() mends a kill between the two
-            os.rename(final, replaced)
+            final.rename(replaced)
         try:
-            os.rename(writing, final)
+            writing.rename(final)
         except OSError:
             if replaced.exists():
-                os.rename(replaced, final)
+                replaced.rename(final)
             raise
         _sync_directory(self.directory)
         shutil.rmtree(replaced, ignore_errors=True)
@@ -274,7 +277,7 @@ class _DigestingFile:
 
 @contextmanager
 def _synced_file(path: Path) -> Iterator[IO[bytes]]:
-    with open(path, "xb") as file:
+    with path.open("xb") as file:
         yield file
         file.flush()
         os.fsync(file.fileno())
@@ -290,7 +293,7 @@ def _sync_directory(path: Path) -> None:
 
 def _size_and_digest(path: Path) -> tuple[int, str]:
     size, digest = 0, hashlib.sha256()
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         while block := file.read(1 << 20):
             size += len(block)
             digest.update(block)

@@ -18,6 +18,7 @@ from ignite.engine import Engine as IgniteEngine
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from camshaft.engine.distributed import initialise
 from camshaft.engine.events import Events, StepEvents
 from camshaft.engine.phases import Phase
 from camshaft.engine.training_step import TrainingStep
@@ -53,6 +54,7 @@ class DataParallel(Handler):
         1
     """
 
+    exchanges_gradients = True
     listens = (
         On(Events.STARTED, Phase.PREPARE, "wrap"),
         On(StepEvents.FORWARD_STARTED, Phase.PREPARE, "choose_exchange"),
@@ -64,6 +66,10 @@ class DataParallel(Handler):
         self.model = model
         self.options = {"gradient_as_bucket_view": True, **options}
         self._wrapped: DistributedDataParallel | None = None
+
+    def attach(self, engine: IgniteEngine) -> None:
+        super().attach(engine)
+        initialise()  # where a launcher has started several processes
 
     def wrap(self, engine: IgniteEngine) -> None:
         """Wrap the model, unless there is only one process or it is wrapped already."""

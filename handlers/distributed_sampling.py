@@ -17,12 +17,16 @@ from typing import Any
 
 import torch.distributed as dist
 from ignite.engine import Engine as IgniteEngine
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
+from camshaft.engine.distributed import initialise
 from camshaft.engine.events import Events
 from camshaft.engine.phases import Phase
+from camshaft.engine.used_objects import modules_used_by
 from camshaft.handlers.evaluate import Evaluate
 from camshaft.handlers.handler import Handler, On, handlers_of
+from camshaft.handlers.optimizer_step import optimizer_steps_of
 
 __all__ = ["DistributedSampling"]
 
@@ -47,7 +51,8 @@ class DistributedSampling(Handler):
         split_iterable: whether to share what an ``IterableDataset`` gives.
 
     Raises:
-        ValueError: when the run starts, if there are fewer samples than processes.
+        ValueError: when the run starts on several processes, if nothing exchanges gradients between them, or if there
+            are fewer samples than processes.
 
     Example:
         >>> from camshaft import Engine
@@ -65,6 +70,21 @@ class DistributedSampling(Handler):
     def __init__(self, *, split_iterable: bool = True) -> None:
         self.split_iterable = split_iterable
         self._shared: dict[int, tuple[Any, Any]] = {}  # by the identity of the user's loader, which is kept with it
+
+    def attach(self, engine: IgniteEngine) -> None:
+        super().attach(engine)
+        initialise()  # where a launcher has started several processes
+
+    def check(self, engine: IgniteEngine) -> None:
+        super().check(engine)
+        exchanged = any(handler.exchanges_gradients for handler in handlers_of(engine)) or any(
+            isinstance(module, DistributedDataParallel) for module in modules_used_by(engine._process_function).values()
+        )
+        if world_size() > 1 and optimizer_steps_of(engine) and not exchanged:
+            raise ValueError(
+                f"{self!r} shares the data among {world_size()} processes, but nothing exchanges their gradients, so that "
+                "each would train a model of its own: attach DataParallel(model), too."
+            )
 
     def share(self, engine: IgniteEngine) -> None:
         """Put shared loaders in the place of the user's."""

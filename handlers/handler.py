@@ -66,6 +66,9 @@ class Handler:
     alone: ClassVar[bool] = False
     """Whether an engine takes at most one handler of this class."""
 
+    exchanges_gradients: ClassVar[bool] = False
+    """Whether it brings the gradients of several processes together."""
+
     _call: inspect.BoundArguments | None = None
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:

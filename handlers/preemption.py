@@ -4,8 +4,8 @@ Listens to:
 
 - STARTED in PREPARE: takes over the signals.
 - ITERATION_COMPLETED in DECIDE: pauses the run if one has come. INTERRUPT in SAVE: saves and leaves.
-- what each ``Evaluate`` listens to in MEASURE, and STARTED of its evaluator in CHECK: lets ``Checkpoint`` note how it was
-  before. ITERATION_COMPLETED of the evaluator in DECIDE: leaves a validation that is under way.
+- what each ``Evaluate`` listens to in MEASURE, and STARTED of its evaluator in CHECK: lets ``Checkpoint`` note how it
+  was before. ITERATION_COMPLETED of the evaluator in DECIDE: leaves a validation that is under way.
 - EXCEPTION_RAISED in DECIDE: saves after that. COMPLETED and EXCEPTION_RAISED in SAVE: gives the signals back.
 """
 
@@ -35,11 +35,11 @@ _DEFAULT_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1"
 
 
 class Preemption(Handler):
-    """Answers to SIGTERM, SIGUSR1 (as SLURM sends before a job's time is over) and Ctrl-C: saves a checkpoint and leaves.
+    """Answers to SIGTERM, SIGUSR1 (as SLURM sends before a job's time is over) and Ctrl-C: saves and leaves.
 
-    The iteration under way is finished, or a validation left, which will be done again; then the engine's ``Checkpoint``
-    saves, and the process ends with the status 75, which a launcher can tell from a failure, after Ctrl-C with 130. The
-    same command started again goes on from there to the same bits. A second signal ends the process at once.
+    The iteration under way is finished, or a validation left, which will be done again; then the ``Checkpoint`` on the
+    engine saves, and the process ends with the status 75, which a launcher can tell from a failure, after Ctrl-C with
+    130. The same command started again goes on from there to the same bits. A second signal ends the process at once.
 
     In a notebook nothing ends: ``run()`` returns after the iteration, and goes on when it is called again.
 

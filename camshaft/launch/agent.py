@@ -211,6 +211,11 @@ class Agent(LocalElasticAgent):
             if logs is not None and code in (0, PREEMPTED):
                 logs.show_last_traceback(rank)
             self._watch.endings.append(ending)
+        if isinstance(self._pcontext, SubprocessContext):
+            for handler in self._pcontext.subprocess_handlers.values():  # torch leaves them open
+                for file in (handler._stdout, handler._stderr):
+                    if file is not None:
+                        file.close()
         return self._watch.endings
 
 

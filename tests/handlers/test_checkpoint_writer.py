@@ -1,4 +1,5 @@
 import threading
+from collections import Counter, OrderedDict
 
 import pytest
 import torch
@@ -81,15 +82,13 @@ def test_an_error_is_raised_once(written):
     writer.raise_error()
 
 
-def test_the_copy_takes_its_memory_from_the_one_before_even_if_other_things_have_changed(written):
-    writer = BackgroundWriter(written)
-    writer.write("one", {"model": {"weight": torch.zeros(4), "old": torch.ones(1)}, "steps": [1]}, {})
+def test_the_copy_takes_its_memory_from_the_one_before_even_if_other_things_have_changed():
+    addresses = []
+    writer = BackgroundWriter(lambda name, state, metadata: addresses.append(state["weight"].data_ptr()))
+    writer.write("one", {"weight": torch.zeros(999), "old": torch.ones(1), "steps": [1]}, {})
+    writer.write("two", {"weight": torch.ones(999), "new": torch.ones(2), "steps": [1, 2]}, {})
     writer.wait()
-    address = writer._copy["model"]["weight"].data_ptr()
-    writer.write("two", {"model": {"weight": torch.ones(4), "new": torch.ones(2)}, "steps": [1, 2]}, {})
-    writer.wait()
-    assert writer._copy["model"]["weight"].data_ptr() == address
-    assert written.states[1][1]["weight"].tolist() == [1.0] * 4
+    assert addresses[0] == addresses[1]
 
 
 @pytest.mark.parametrize(
@@ -114,9 +113,31 @@ def test_a_tensor_is_copied_as_it_is(written, tensor):
     assert torch.equal(copy, tensor)
 
 
-def test_a_tensor_that_is_there_twice_is_copied_and_written_once():
-    writer = BackgroundWriter(lambda name, state, metadata: None)
-    tied = torch.ones(4)
-    writer.write("one", {"encoder": tied, "decoder": tied, "part": tied[:2]}, {})
+def test_tensors_that_share_memory_share_that_of_their_copies():
+    states = []
+    writer = BackgroundWriter(lambda name, state, metadata: states.append(state))
+    tied = torch.arange(4.0)
+    writer.write("one", {"encoder": tied, "decoder": tied, "part": tied[2:]}, {})
     writer.wait()
-    assert writer._copy["encoder"].data_ptr() == writer._copy["decoder"].data_ptr()
+    assert states[0]["encoder"].data_ptr() == states[0]["decoder"].data_ptr() != tied.data_ptr()
+    assert states[0]["part"].tolist() == [2.0, 3.0]
+
+
+def test_tensors_of_other_layouts_are_copied_too(written):
+    writer = BackgroundWriter(written)
+    sparse = torch.eye(3).to_sparse()
+    writer.write("one", {"model": {"sparse": sparse}}, {})
+    writer.wait()
+    assert torch.equal(written.states[0][1]["sparse"].to_dense(), torch.eye(3))
+
+
+def test_the_kinds_of_containers_stay(written):
+    states = []
+    writer = BackgroundWriter(lambda name, state, metadata: states.append(state))
+    model = torch.nn.Linear(1, 1).state_dict()
+    writer.write("one", {"model": model, "steps": Counter([1, 1]), "betas": (0.9, 0.99), "empty": []}, {})
+    writer.wait()
+    assert type(states[0]["model"]) is OrderedDict
+    assert states[0]["model"]._metadata == model._metadata
+    assert states[0]["steps"] == Counter({1: 2})
+    assert (states[0]["betas"], states[0]["empty"]) == ((0.9, 0.99), [])

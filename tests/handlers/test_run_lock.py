@@ -1,28 +1,30 @@
 import os
+import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from camshaft.handlers.run_lock import RunLock
 
-HOLD = (
-    "import sys, time\n"
-    "from pathlib import Path\n"
-    "from camshaft.handlers.run_lock import RunLock\n"
-    "RunLock(Path(sys.argv[1])).acquire()\n"  # the object is gone at once, and the lock with it
-    "lock = RunLock(Path(sys.argv[1]))\n"
-    "lock.acquire()\n"
-    "if 'fork' in sys.argv:\n"
-    "    import os\n"
-    "    if os.fork() == 0:\n"
-    "        print(os.getpid(), flush=True)\n"
-    "        time.sleep(60)\n"
-    "print(os.getpid() if 'os' in vars() else 'held', flush=True)\n"
-    "time.sleep(60)\n"
-)
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+
+# Holds the lock on a directory until its input ends; with "fork" it forks a process first, and prints its number.
+HOLD = """
+import os, sys, time
+from pathlib import Path
+from camshaft.handlers.run_lock import RunLock
+
+lock = RunLock(Path(sys.argv[1]))
+lock.acquire()
+forked = os.fork() if "fork" in sys.argv else None
+if forked == 0:
+    os.close(1)
+    time.sleep(60)
+print(forked, flush=True)
+sys.stdin.read()
+"""
 
 
 @pytest.fixture
@@ -31,15 +33,10 @@ def holder(tmp_path):
     processes = []
 
     def start(*arguments):
-        process = subprocess.Popen(
-            [sys.executable, "-c", HOLD, str(tmp_path), *arguments],
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-        )
+        command = [sys.executable, "-c", HOLD, str(tmp_path), *arguments]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
         processes.append(process)
-        process.first_line = process.stdout.readline()
-        return process
+        return process, process.stdout.readline().strip()
 
     yield start
     for process in processes:
@@ -48,7 +45,7 @@ def holder(tmp_path):
 
 
 def test_a_second_process_is_refused_with_the_number_of_the_first(tmp_path, holder):
-    process = holder()
+    process, _ = holder()
     with pytest.raises(
         RuntimeError, match=f"The process {process.pid} is training in .*wait for it, end it, or choose"
     ):
@@ -56,25 +53,20 @@ def test_a_second_process_is_refused_with_the_number_of_the_first(tmp_path, hold
 
 
 def test_a_killed_process_holds_it_no_longer(tmp_path, holder):
-    process = holder()
+    process, _ = holder()
     process.kill()
     process.wait()
     RunLock(tmp_path).acquire()
 
 
 def test_nor_do_processes_that_it_had_forked_such_as_the_workers_of_a_loader(tmp_path, holder):
-    process = holder("fork")
-    child = int(process.first_line)
-    if child == process.pid:
-        child = int(process.stdout.readline())
-    process.stdout.readline() if child != process.pid else None
+    process, forked = holder("fork")
     process.kill()
     process.wait()
     try:
-        os.kill(child, 0)  # it lives on
         RunLock(tmp_path).acquire()
     finally:
-        os.kill(child, 9)
+        os.kill(int(forked), signal.SIGKILL)  # it was still there
 
 
 def test_the_same_process_may_take_it_again(tmp_path):
@@ -88,12 +80,8 @@ def test_released_it_is_free_for_another(tmp_path):
     lock = RunLock(tmp_path)
     lock.acquire()
     lock.release()
-    program = HOLD.replace("time.sleep(60)", "")
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    other = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path)], env=environment, capture_output=True, check=True
-    )
-    assert other.stdout == b"held\n"
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    subprocess.run(command, input="", text=True, env=ENVIRONMENT, capture_output=True, check=True)
 
 
 def test_a_directory_that_is_not_there_is_made(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
-import os
+import sys
 import threading
 from typing import Any
 
@@ -222,7 +222,9 @@ def run_in_ipython(cells: list[str], names: dict[str, Any]) -> list[int]:
 def test_the_cells_of_a_notebook_pause_and_go_on(outcome_of, shell, tmp_path, monkeypatch) -> None:
     if shell == "ipython" and importlib.util.find_spec("IPython") is None:
         pytest.skip("IPython is not installed: `make interop` does so")
-    monkeypatch.setitem(os.environ, "IPYTHONDIR", str(tmp_path / "ipython"))
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    for prompt in ("ps1", "ps2", "ps3"):  # by these a program is told from a session; IPython leaves them behind
+        monkeypatch.setattr(sys, prompt, "", raising=False)
 
     def program(engine_class, directory):
         names: dict[str, Any] = {"engine_class": engine_class}

@@ -141,6 +141,7 @@ def wandb(run: Callable[[Any], None]) -> Scalars:
     logger = WandBLogger(project="interop", mode="offline", dir=str(Path.cwd()), settings=settings)
     run(logger)
     logger.close()
+    client.teardown()  # its process writes the file, and has it whole when it ends
     kept: Scalars = {"loss": {}, "lr": {}}
     (path,) = Path("wandb").rglob("*.wandb")
     for values in _histories(path.read_bytes()):

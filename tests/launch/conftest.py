@@ -6,8 +6,11 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
+
+from camshaft.__main__ import main
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -76,8 +79,20 @@ def start_ranks(start: Callable[..., "subprocess.Popen[str]"]) -> Callable[..., 
 
 
 @pytest.fixture
-def launch(run: Callable[..., "subprocess.CompletedProcess[str]"]) -> Callable[..., "subprocess.CompletedProcess[str]"]:
-    """Runs `camshaft launch --nproc-per-node 2` with its arguments to its end."""
-    return lambda *arguments, **environment: run(
-        "-m", "camshaft", "launch", "--nproc-per-node", 2, *arguments, **environment
-    )
+def launch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., "subprocess.CompletedProcess[str]"]:
+    """Runs `camshaft launch --nproc-per-node 2` with its arguments to its end: the ranks are processes, as always, but
+    the launcher is this one, which has imported torch already."""
+
+    def launch_(*arguments: object) -> "subprocess.CompletedProcess[str]":
+        monkeypatch.chdir(tmp_path)
+        line = ["launch", "--nproc-per-node", "2", *map(str, arguments)]
+        with mock.patch.dict(os.environ, {"PYTHONPATH": str(ROOT)}):
+            try:
+                status = main(line)
+            except SystemExit as exit_:  # what argparse does
+                status = int(exit_.code or 0)
+        return subprocess.CompletedProcess(line, status, *capfd.readouterr())
+
+    return launch_
