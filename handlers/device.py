@@ -137,4 +137,4 @@ def _resolved(device: str | torch.device) -> torch.device:
 
 
 def _local_rank() -> int:
-    return int(os.environ.get("LOCAL_RANK", "0"))
+    return int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or "0")

@@ -82,8 +82,8 @@ class DistributedSampling(Handler):
         )
         if world_size() > 1 and optimizer_steps_of(engine) and not exchanged:
             raise ValueError(
-                f"{self!r} shares the data among {world_size()} processes, but nothing exchanges their gradients, so that "
-                "each would train a model of its own: attach DataParallel(model), too."
+                f"{self!r} shares the data among {world_size()} processes, but nothing exchanges their gradients, so "
+                "that each would train a model of its own: attach DataParallel(model), too."
             )
 
     def share(self, engine: IgniteEngine) -> None:

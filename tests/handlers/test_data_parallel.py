@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import nn
 
-from camshaft.engine import Engine
 from camshaft.handlers import DataParallel, OptimizerStep
 
 
