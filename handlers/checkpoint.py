@@ -8,6 +8,7 @@ Listens to:
   the start of the run or of the epoch has reset, and the random generators.
 - EPOCH_COMPLETED and ITERATION_COMPLETED, as asked for: the first in CHECK, the second in SAVE, says that it is time to
   save. After an iteration that is done at once, after the last one of an epoch at the SAVE of EPOCH_COMPLETED.
+- TERMINATE in SAVE: saves a run that a time limit has ended, before its end changes anything.
 - COMPLETED in SAVE: saves the run as finished. EXCEPTION_RAISED in SAVE: ends what is written in the background.
 """
 
@@ -40,7 +41,7 @@ from camshaft.handlers.checkpoint_contents import (
 from camshaft.handlers.checkpoint_store import CheckpointStore, SavedCheckpoint
 from camshaft.handlers.checkpoint_writer import BackgroundWriter
 from camshaft.handlers.ema import unwrapped
-from camshaft.handlers.handler import Handler, On
+from camshaft.handlers.handler import Handler, On, handlers_of
 from camshaft.handlers.monitor import Mode, Monitor, outputs_of, values_of
 from camshaft.handlers.resumption import Resumption
 from camshaft.handlers.run_lock import RunLock
@@ -139,6 +140,7 @@ class Checkpoint(Handler):
             On(Events.EPOCH_STARTED, Phase.SAVE, "begin_epoch"),
             *map(_time_to_save, events_in(at)),
             On(Events.EPOCH_COMPLETED, Phase.SAVE, "end_epoch"),
+            On(Events.TERMINATE, Phase.SAVE, "save_if_ended_for_now"),
             On(Events.COMPLETED, Phase.SAVE, "save_finished"),
             On(Events.EXCEPTION_RAISED, Phase.SAVE, "end_writing"),
         )
@@ -204,6 +206,11 @@ class Checkpoint(Handler):
         if self._is_due:
             self._is_due = False
             self._save(engine, f",epoch={engine.state.epoch}")
+
+    def save_if_ended_for_now(self, engine: IgniteEngine) -> None:
+        """Save a run that may go on when it is resumed with a larger limit, before its end changes anything."""
+        if self._epoch_began_at is not None and _ended_for_now(engine):
+            self.save_now(engine)
 
     def save_finished(self, engine: IgniteEngine) -> None:
         """Save the end of the run, and wait until it is on the disk."""
@@ -288,7 +295,7 @@ class Checkpoint(Handler):
                 "max_epochs": state.max_epochs,
                 "max_iters": state.max_iters,
                 "optimizer_step": getattr(state, "optimizer_step", 0),
-                "should_terminate": engine.should_terminate,
+                "should_terminate": engine.should_terminate and not _ended_for_now(engine),
                 "finished": finished,
                 "user": {key: getattr(state, key) for key in engine.state_dict_user_keys},
             },
@@ -411,6 +418,10 @@ class Checkpoint(Handler):
         if rest is not None:
             self._is_due = rest["is_due"]
             engine._event_handlers[_DIVISIBLE[rest["event"]]].fire_from(engine, rest["phase"])  # type: ignore[attr-defined]
+
+
+def _ended_for_now(engine: IgniteEngine) -> bool:
+    return any(handler.ends_run_for_now for handler in handlers_of(engine))
 
 
 def _time_to_save(event: Any) -> On:

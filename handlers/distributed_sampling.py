@@ -42,8 +42,8 @@ class DistributedSampling(Handler):
       each takes its share. No sample is left out or taken twice, and all processes have the same number of batches: a
       last batch too small to share goes into the one before. ``drop_last`` drops it instead.
     - A batch sampler of the user gives whole batches, in turn; what cannot be shared evenly in the end is left out.
-    - Of a loader without batches (``batch_size=None``), and of an ``IterableDataset``, each process goes through all and
-      takes its turn, in the same way, unless ``split_iterable=False`` says that the data set does so itself.
+    - Of a loader without batches (``batch_size=None``), and of an ``IterableDataset``, each process goes through all
+      and takes its turn, in the same way, unless ``split_iterable=False`` says that the data set does so itself.
     - A loader whose sampler is distributed already, which shows in ``num_replicas`` or ``set_epoch``, is left alone but
       for ``set_epoch`` at each epoch.
 

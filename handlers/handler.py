@@ -155,6 +155,11 @@ class Handler:
         """
         return None
 
+    @property
+    def ends_run_for_now(self) -> bool:
+        """Whether it has ended the run by something that is not the run's: one that is resumed asks it again."""
+        return False
+
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps of this handler: tensors, numbers, strings and containers of them."""
         return {}

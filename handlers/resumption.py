@@ -211,4 +211,5 @@ def _stays_finished(saved: Mapping[str, Any], state: Any) -> bool:
         return True  # a handler ended it
     if state.max_iters is not None:
         return bool(saved["iteration"] >= state.max_iters)
-    return bool(saved["epoch"] >= (state.max_epochs or 0))
+    epochs = saved["epoch"] - (saved["position"] is not None)  # without the one in which it ended
+    return bool(epochs >= (state.max_epochs or 0))

@@ -33,6 +33,7 @@ class TimeLimit(Handler):
     """Terminates the run after the first iteration that ends later than the limit.
 
     The time that a run has used is kept in checkpoints and counts on when it is resumed; pauses between do not count.
+    With a ``Checkpoint``, a run that was ended so goes on to the same bits when it is started with a larger limit.
     A new run of the same engine has the whole time again.
 
     Args:
@@ -95,6 +96,10 @@ class TimeLimit(Handler):
                 self.used,
             )
             engine.terminate()
+
+    @property
+    def ends_run_for_now(self) -> bool:
+        return self.used >= self.limit
 
     def state_dict(self) -> dict[str, Any]:
         return {"used": self.used}

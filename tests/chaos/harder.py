@@ -1,6 +1,6 @@
 """A program that makes exact resuming hard: everything that has state or draws random numbers, at once.
 
-    python tests/chaos/harder.py RUN_DIRECTORY
+    python tests/chaos/harder.py [--asynchronous] RUN_DIRECTORY
 
 Prints the SHA-256 of the final weights, of their moving averages and of the optimizer's state.
 """
@@ -53,7 +53,7 @@ class NoisyDigits(Dataset):
         return self.images[index] + self.noise * noise, self.labels[index]
 
 
-def main(directory: str) -> None:
+def main(directory: str, *, asynchronous: bool) -> None:
     torch.set_num_threads(1)
     seed_everything(3)
     model = nn.Sequential(nn.Linear(64, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Dropout(0.3), nn.Linear(64, 10))
@@ -93,6 +93,7 @@ def main(directory: str) -> None:
             optimizer=optimizer,
             monitor="val_loss",
             at=Events.EPOCH_COMPLETED | Events.ITERATION_COMPLETED(every=4),
+            asynchronous=asynchronous,
         ),
     )
     trainer.run(train_loader, max_epochs=4)
@@ -105,4 +106,4 @@ def main(directory: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[-1], asynchronous="--asynchronous" in sys.argv)

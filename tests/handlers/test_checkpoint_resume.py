@@ -26,6 +26,7 @@ from camshaft.handlers import (
     LRScheduler,
     Metrics,
     OptimizerStep,
+    TimeLimit,
 )
 from tests.resumption import differences_after_kills, outcome_in, run
 
@@ -349,6 +350,37 @@ class TestARunThatIsFinished:
         ended = run(self.program(50, patience=1, min_delta=9.0), tmp_path).state.epoch
         assert ended < 50
         assert run(self.program(60, patience=1, min_delta=9.0), tmp_path).state.epoch == ended
+
+
+@pytest.mark.parametrize("ended_at", [4, 6, 8])
+@pytest.mark.parametrize("save_at", [OFTEN, Events.EPOCH_COMPLETED], ids=["often", "each epoch"])
+def test_a_run_that_a_time_limit_has_ended_goes_on_with_a_larger_one(tmp_path, ended_at, save_at):
+    def program(limited):
+        def build(directory):
+            study = Study()
+            limit = TimeLimit("1h")
+            study.attach(
+                OptimizerStep(study.optimizer),
+                GradientAccumulation(4),
+                Evaluate(study.evaluator, study.validation),
+                study.checkpoint(directory, at=save_at, monitor="val_loss"),
+                CSVLogger(directory, every=1),
+                limit,
+            )
+            if limited:
+                time_is_over = Events.ITERATION_COMPLETED(once=ended_at)
+                study.engine.add_event_handler(time_is_over, lambda: setattr(limit, "limit", 1e-9))
+            return study.run_with()
+
+        return build
+
+    run(program(limited=False), tmp_path / "unlimited")
+    ended = run(program(limited=True), tmp_path / "limited")
+    assert ended.state.iteration == ended_at
+    run(program(limited=False), tmp_path / "limited", seed=2)
+    unlimited, limited = outcome_in(tmp_path / "unlimited"), outcome_in(tmp_path / "limited")
+    assert all(torch.equal(unlimited["model"][name], limited["model"][name]) for name in unlimited["model"])
+    assert limited["logs"] == unlimited["logs"]
 
 
 def test_the_same_engine_that_runs_again_goes_on_with_what_is_in_memory(tmp_path, engine_class):
