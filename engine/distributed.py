@@ -14,7 +14,7 @@ import ignite.distributed as idist
 import torch
 import torch.distributed as dist
 
-__all__ = ["TIMEOUT_VARIABLE", "finalise", "from_slurm", "initialise"]
+__all__ = ["TIMEOUT_VARIABLE", "finalise", "from_slurm", "initialise", "rank", "world_size"]
 
 TIMEOUT_VARIABLE = "CAMSHAFT_COLLECTIVE_TIMEOUT"
 """Where `camshaft launch --collective-timeout` leaves its seconds for the programs that it starts."""
@@ -64,6 +64,26 @@ def initialise(backend: str | None = None, timeout: float | timedelta | None = N
         idist.sync()
     atexit.register(_finalise_at_exit)
     return True
+
+
+def rank() -> int:
+    """The number of this process, from 0.
+
+    Example:
+        >>> rank()
+        0
+    """
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """How many processes there are.
+
+    Example:
+        >>> world_size()
+        1
+    """
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def finalise() -> None:

@@ -24,6 +24,7 @@ from typing import Any, Literal
 import torch
 from ignite.engine import Engine as IgniteEngine
 
+from camshaft.engine.distributed import world_size
 from camshaft.engine.engine import Engine
 from camshaft.engine.events import Events
 from camshaft.engine.generators import generator_states
@@ -179,6 +180,11 @@ class Checkpoint(Handler):
 
     def check(self, engine: IgniteEngine) -> None:
         super().check(engine)
+        if world_size() > 1:
+            raise ValueError(
+                f"{self!r} saves runs of one process, so far, and there are {world_size()}: leave it out, and save "
+                "with Ignite's Checkpoint, which writes from the first process."
+            )
         warn_of_forgotten(engine, self.objects, self.directory)
         self._of(engine).look_at(engine.state.dataloader)
 

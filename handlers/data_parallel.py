@@ -18,12 +18,11 @@ from ignite.engine import Engine as IgniteEngine
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from camshaft.engine.distributed import initialise
+from camshaft.engine.distributed import initialise, world_size
 from camshaft.engine.events import Events, StepEvents
 from camshaft.engine.phases import Phase
 from camshaft.engine.training_step import TrainingStep
 from camshaft.handlers.device import device_of
-from camshaft.handlers.distributed_sampling import world_size
 from camshaft.handlers.handler import Handler, On
 
 __all__ = ["DataParallel"]

@@ -20,7 +20,7 @@ from ignite.engine import Engine as IgniteEngine
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
-from camshaft.engine.distributed import initialise
+from camshaft.engine.distributed import initialise, rank, world_size
 from camshaft.engine.events import Events
 from camshaft.engine.phases import Phase
 from camshaft.engine.used_objects import modules_used_by
@@ -196,16 +196,6 @@ def drawn_by_first_process(sampler: Iterable[Any]) -> list[Any]:
     dist.broadcast_object_list(drawn)
     order: list[Any] = drawn[0]
     return order
-
-
-def rank() -> int:
-    """The number of this process, from 0."""
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-
-
-def world_size() -> int:
-    """How many processes there are."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def _with_sampler(loader: DataLoader[Any], name: str, sampler: Any) -> DataLoader[Any]:
