@@ -82,7 +82,7 @@ class Checkpoint(Handler):
         ValueError: an argument that makes no sense; when the run starts, a checkpoint that does not fit, in which case
             everything is left as it was.
         BrokenCheckpointError: when the run starts, there are checkpoints but none is whole.
-        RuntimeError: when the run starts, another process is training in this directory.
+        BlockingIOError: when the run starts, another process is training in this directory.
         OSError: a checkpoint cannot be written; earlier ones are as they were.
 
     Example:
@@ -180,11 +180,6 @@ class Checkpoint(Handler):
 
     def check(self, engine: IgniteEngine) -> None:
         super().check(engine)
-        if world_size() > 1:
-            raise ValueError(
-                f"{self!r} saves runs of one process, so far, and there are {world_size()}: leave it out, and save "
-                "with Ignite's Checkpoint, which writes from the first process."
-            )
         warn_of_forgotten(engine, self.objects, self.directory)
         self._of(engine).look_at(engine.state.dataloader)
 
@@ -308,7 +303,7 @@ class Checkpoint(Handler):
             "rest": None if rest is None else {"event": divided, "phase": rest[1], "is_due": self._is_due},
             "output": None if rest is None else _output_of(engine),
             "metrics": dict(state.metrics),
-            "monitor": self.monitor.state_dict() if self.monitor is not None else None,
+            "monitor": None,
             "seed": torch.initial_seed(),
         }
         if noted is None:
@@ -323,7 +318,7 @@ class Checkpoint(Handler):
         metadata["origin"] = self._resumption.origin
         if self.monitor is not None:
             metadata |= {"monitor": self.monitor.name, "mode": self.monitor.mode}
-            ours["monitor"] = self.monitor.state_dict()
+            ours["monitor"] = self.monitor.state_dict()  # after the value has been read
         content = {**{name: unwrapped(thing).state_dict() for name, thing in self.objects.items()}, OURS: ours}
         write = self._write if self._writer is None else self._writer.write
         self._attempt(
@@ -388,7 +383,15 @@ class Checkpoint(Handler):
 
     def take_directory(self) -> None:
         """Take the directory for this process, and clear what a killed one left unfinished."""
-        self._lock.acquire()
+        try:
+            self._lock.acquire()
+        except BlockingIOError as error:
+            if world_size() == 1:
+                raise
+            raise BlockingIOError(
+                f"{error} Of {world_size()} processes that train together, each needs one of its own, so far: "
+                f"Checkpoint(f'{self.directory}/rank-{{rank}}', ...)."
+            ) from None
         self.store.clear_leftovers()
         self._attempt(record_run, self.directory)
 

@@ -128,8 +128,9 @@ class Resumption:
         checkpoints = self.store.list()
         if self.resume == "never" and checkpoints:
             raise ValueError(
-                f"{self.store.directory} has checkpoints of an earlier run, the newest {checkpoints[-1].path.name}: "
-                "choose another directory for a new run, or go on with that one by resume='auto'."
+                f"{self.store.directory.parent} has checkpoints of an earlier run, the newest "
+                f"{checkpoints[-1].path.name}: choose another directory for a new run, or go on with that one by "
+                "resume='auto'."
             )
         began_elsewhere = self.resume not in ("auto", "never")
         if began_elsewhere and not (checkpoints and checkpoints[-1].origin == self.resume):

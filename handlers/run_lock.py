@@ -40,7 +40,7 @@ class RunLock:
         """Take the lock for this process.
 
         Raises:
-            RuntimeError: another process has it; the message has its pid.
+            BlockingIOError: another process has it; the message has its pid.
             OSError: the directory cannot be written.
         """
         if fcntl is None or self._descriptor is not None:
@@ -54,7 +54,7 @@ class RunLock:
             os.close(descriptor)
             if error.errno in _WITHOUT_LOCKS or holder == str(os.getpid()):
                 return
-            raise RuntimeError(
+            raise BlockingIOError(
                 f"The process {holder} is training in {self.path.parent}: wait for it, end it, or choose another "
                 "directory."
             ) from None

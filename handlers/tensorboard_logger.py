@@ -49,13 +49,18 @@ class TensorBoardLogger(Logger):
         self.path = Path(directory)
         self._writer: EventsWriter | None = None
         self._hide_from: int | None = None
+        self._last: list[Record] = []  # those of the last iteration that were written
+        self._again: list[Record] = []  # those among them that will be hidden
         self._hides = True  # what is there is of a run that this object knows nothing of, or went on from
 
     def check_destination(self) -> None:
         check_directory(self.path, self)
 
     def open(self, iteration: int) -> None:
-        self._hide_from = iteration + 1 if self._hides else None
+        # From this iteration on, of which there may be records that came after the checkpoint; those from before it are
+        # written again.
+        self._hide_from = max(iteration, 1) if self._hides else None
+        self._again = [record for record in self._last if self._hides and record.iteration == iteration]
         self._hides = False
 
     def write(self, records: list[Record]) -> None:
@@ -64,12 +69,14 @@ class TensorBoardLogger(Logger):
 
         if self._writer is None:
             self._writer = self._new_file()
-        for record in records:
+        again, self._again = self._again, []
+        for record in (*again, *records):
             scalars = [Summary.Value(tag=name, simple_value=number) for name, number in record.values.items()]
             self._writer.write_event(
                 Event(wall_time=record.time, step=record.iteration, summary=Summary(value=scalars))
             )
         self._writer.flush()
+        self._last = [record for record in (*self._last, *records) if record.iteration == records[-1].iteration]
 
     def close(self) -> None:
         if self._writer is not None:
@@ -88,6 +95,10 @@ class TensorBoardLogger(Logger):
         self._hide_from = None
         return writer
 
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "last": [tuple(record) for record in self._last]}
+
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         super().load_state_dict(state_dict)
+        self._last = [Record(*record) for record in state_dict["last"]]
         self._hides = True

@@ -39,22 +39,28 @@ class Augmented(Dataset):
 
 
 class Lazy(Sampler):
-    """Draws each index when it is asked for it, from the global generators."""
+    """Draws each index from those that are left when it is asked for it, from the global generators."""
 
     def __iter__(self):
-        for _ in range(SAMPLES):
-            yield random.randrange(SAMPLES // 2) + int(torch.randint(SAMPLES // 2, ()))
+        left = list(range(SAMPLES))
+        while left:
+            yield left.pop((random.randrange(len(left)) + int(torch.randint(len(left), ()))) % len(left))
 
     def __len__(self):
         return SAMPLES
 
 
 class Endless:
-    """Draws batches of indices without end, from the global generators, as it is asked for them."""
+    """Walks at random without end, in batches of steps that it draws from the global generators when it is asked."""
 
     def __iter__(self):
+        index = 0
         while True:
-            yield torch.randint(SAMPLES, (4,)).tolist()
+            batch = []
+            for step in torch.randint(SAMPLES, (4,)).tolist():
+                index = (index + step) % SAMPLES
+                batch.append(index)
+            yield batch
 
 
 class HasGenerators(Dataset):
@@ -249,9 +255,12 @@ def test_a_stream_is_gone_through_again_and_a_warning_says_what_that_costs(tmp_p
         assert differences_after_kills(program, tmp_path, (Events.ITERATION_STARTED(event_filter=first_of_two),)) == []
 
 
-@pytest.mark.parametrize("options", [{}, {"num_workers": 2}, {"num_workers": 2, "persistent_workers": True}])
-def test_torchdatas_loader_of_a_stream_goes_on_by_its_own_state(tmp_path, options):
-    program = program_with(lambda: StatefulDataLoader(StatefulStream(), 6, **options), epoch_length=4)
+@pytest.mark.parametrize(
+    ("options", "epoch_length"),
+    [({}, 4), ({}, None), ({"num_workers": 2}, 4), ({"num_workers": 2, "persistent_workers": True}, 4)],
+)
+def test_torchdatas_loader_of_a_stream_goes_on_by_its_own_state(tmp_path, options, epoch_length):
+    program = program_with(lambda: StatefulDataLoader(StatefulStream(), 6, **options), epoch_length=epoch_length)
     assert differences_after_kills(program, tmp_path, (Events.ITERATION_STARTED(event_filter=first_of_two),)) == []
 
 

@@ -141,3 +141,13 @@ def test_the_kinds_of_containers_stay(written):
     assert states[0]["model"]._metadata == model._metadata
     assert states[0]["steps"] == Counter({1: 2})
     assert (states[0]["betas"], states[0]["empty"]) == ((0.9, 0.99), [])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no accelerator")
+def test_tensors_on_an_accelerator_are_copied_to_pinned_memory(written):
+    writer = BackgroundWriter(written)
+    writer.write("one", {"model": {"weight": torch.arange(4.0, device="cuda")}}, {})
+    writer.wait()
+    copy = written.states[0][1]["weight"]
+    assert (copy.device.type, copy.tolist()) == ("cpu", [0.0, 1.0, 2.0, 3.0])

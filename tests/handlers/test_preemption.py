@@ -6,6 +6,7 @@ import sys
 import threading
 import traceback
 
+import ignite.handlers
 import pytest
 import torch
 from ignite.engine import Engine as IgniteEngine
@@ -83,11 +84,12 @@ def program_with(
         optimizer = torch.optim.Adam(model.parameters(), 0.05)
         plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0)
         ema = EMA(model, decay=0.9)
+        returns = options.pop("returns", {})
 
         def step(engine, batch):
             in_step()
             logits = model(batch[0])
-            return {"loss": F.cross_entropy(logits, batch[1]), "y_pred": logits, "y": batch[1]}
+            return {"loss": F.cross_entropy(logits, batch[1]), "y_pred": logits, "y": batch[1], **returns}
 
         def evaluator_that(calls):
             def evaluation_step(engine, batch):
@@ -100,12 +102,15 @@ def program_with(
         loader = DataLoader(data, 4, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
         validation = DataLoader(data, 7, shuffle=True)
         engine = engine_class(step)
+        first_evaluator = evaluator_that(NEVER)
+        count = ignite.handlers.EarlyStopping(99, lambda engine: -engine.state.epoch, engine)  # it never improves
+        first_evaluator.add_event_handler(Events.COMPLETED, count)
         for handler in (
             OptimizerStep(optimizer),
             GradientAccumulation(4),
             ema,
             Metrics(train_accuracy=Accuracy()),
-            Evaluate(evaluator_that(NEVER), validation, at=at, prefix="first_"),
+            Evaluate(first_evaluator, validation, at=at, prefix="first_"),
             Evaluate(evaluator_that(in_validation), validation, at=at, ema=ema),
             Evaluate(evaluator_that(in_test), validation, at=Events.COMPLETED, prefix="test_"),
             LRScheduler(plateau, monitor="val_loss", at=at),
@@ -114,7 +119,7 @@ def program_with(
                 directory, model=model, optimizer=optimizer, monitor="val_loss", **options.pop("checkpoint", {})
             ),
             Preemption(**options),
-            CSVLogger(directory, every=3),
+            CSVLogger(directory, every=8),
         ):
             handler.attach(engine)
         return engine, {"data": loader, "max_epochs": 2}
@@ -166,6 +171,12 @@ def test_nothing_is_lost_of_what_was_done(tmp_path, moment, asynchronous):
     expected = at if where == "in_step" else {"in_test": 14, "in_validation": 7 if at <= 4 else 14}[where]
     assert newest_in(tmp_path / "run").iteration == expected
     assert_same_end(program_with(**options), tmp_path / "run", **options)
+
+
+def test_what_the_step_returned_is_logged_after_the_validation_even_if_not_all_of_it_can_be_kept(tmp_path):
+    returns = {"returns": {"words": object()}}
+    assert status_of(run, program_with(in_validation=Signals(2), **returns), tmp_path / "run") == 75
+    assert_same_end(program_with(**returns), tmp_path / "run", **returns)
 
 
 def test_a_validation_is_left_within_one_batch_and_done_again_from_its_beginning(tmp_path):

@@ -47,7 +47,7 @@ def holder(tmp_path):
 def test_a_second_process_is_refused_with_the_number_of_the_first(tmp_path, holder):
     process, _ = holder()
     with pytest.raises(
-        RuntimeError, match=f"The process {process.pid} is training in .*wait for it, end it, or choose"
+        BlockingIOError, match=f"The process {process.pid} is training in .*wait for it, end it, or choose"
     ):
         RunLock(tmp_path).acquire()
 

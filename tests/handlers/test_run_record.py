@@ -103,7 +103,7 @@ def test_the_record_is_of_the_process_that_has_the_directory(tmp_path):
         from camshaft import Checkpoint, Engine
         try:
             Engine(lambda engine, batch: None).attach(Checkpoint({str(tmp_path)!r})).run([0])
-        except RuntimeError as error:
+        except BlockingIOError as error:
             print(error)
     """
 

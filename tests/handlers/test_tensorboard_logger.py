@@ -138,6 +138,31 @@ def test_a_resumed_run_shows_no_iteration_twice_and_misses_none(tmp_path):
     assert [step for _, step, _ in shown(tmp_path)] == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
+def test_what_an_iteration_brought_after_its_checkpoint_is_not_shown_twice_either(tmp_path):
+    def program(logger):
+        engine = engine_with(logger)
+        engine.add_event_handler(Events.COMPLETED, lambda engine: engine.state.metrics.update(test_loss=0.5))
+        return engine
+
+    logger, kept = TensorBoardLogger(tmp_path, every=1), {}
+    engine = program(logger)
+    engine.add_event_handler(
+        Events.COMPLETED, lambda: kept.update(logger=logger.state_dict(), engine=engine.state_dict())
+    )
+    engine.run([1, 2])
+    resumed_logger = TensorBoardLogger(tmp_path, every=1)
+    resumed_logger.load_state_dict(kept["logger"])
+    resumed = program(resumed_logger)
+
+    @resumed.on(Events.STARTED)
+    def load(engine):
+        engine.state.iteration, engine.state.epoch = 2, 1
+
+    resumed.run([1, 2])
+
+    assert shown(tmp_path) == [("loss", 1, 1.0), ("loss", 2, 2.0), ("test_loss", 2, 0.5)]
+
+
 def test_a_directory_that_cannot_be_made_is_one_sentence_at_the_start(tmp_path, engine_class):
     (tmp_path / "runs").write_text("a file")
 
