@@ -21,13 +21,13 @@ from ignite.engine import Engine as IgniteEngine
 
 from camshaft import Engine, Events
 
-# The most of Ignite's time that ours may take, and how many handlers are attached at which event.
-CASES: dict[str, tuple[float, int, Callable[[], object]]] = {
+# The most of Ignite's time that ours may take, if that is a goal, and how many handlers are attached at which event.
+CASES: dict[str, tuple[float | None, int, Callable[[], object]]] = {
     "engine alone": (1 / 20, 0, lambda: Events.ITERATION_COMPLETED),
     "3 handlers every=100": (1 / 10, 3, lambda: Events.ITERATION_COMPLETED(every=100)),
     "3 plain handlers": (1 / 5, 3, lambda: Events.ITERATION_COMPLETED),
-    "10 handlers every=100": (1 / 10, 10, lambda: Events.ITERATION_COMPLETED(every=100)),
-    "10 plain handlers": (1 / 5, 10, lambda: Events.ITERATION_COMPLETED),
+    "10 handlers every=100": (None, 10, lambda: Events.ITERATION_COMPLETED(every=100)),
+    "10 plain handlers": (None, 10, lambda: Events.ITERATION_COMPLETED),
 }
 
 
@@ -45,10 +45,10 @@ def main() -> None:
             ours.append(microseconds(Engine, handlers, event, options.iterations))
             theirs.append(microseconds(IgniteEngine, handlers, event, options.iterations // 10))
         ratio = statistics.median(their / our for our, their in zip(ours, theirs, strict=True))
-        verdict = "reached" if 1 / ratio <= goal else "MISSED"
+        verdict = "" if goal is None else f"1/{1 / goal:.0f} {'reached' if 1 / ratio <= goal else 'MISSED'}"
         print(
             f"{name:22}  {statistics.median(ours):5.3f} µs  {statistics.median(theirs):5.2f} µs  1/{ratio:<4.1f}  "
-            f"1/{1 / goal:.0f} {verdict}"
+            f"{verdict}"
         )
 
 
