@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,9 +97,11 @@ class TensorBoardLogger(Logger):
         return writer
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "last": [tuple(record) for record in self._last]}
+        state = super().state_dict()  # which writes what waits
+        # Without their time, so that equal runs have equal states.
+        return {**state, "last": [tuple(record._replace(time=0.0)) for record in self._last]}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        self._last = [Record(*record) for record in state_dict["last"]]
+        self._last = [Record(*record)._replace(time=time.time()) for record in state_dict["last"]]
         self._hides = True

@@ -6,7 +6,6 @@ writing of a checkpoint: what is left of it tells. By default there is one round
     CAMSHAFT_KILL_ROUNDS=9 pytest tests/chaos
 """
 
-import contextlib
 import os
 import random
 import re
@@ -67,7 +66,7 @@ class Run:
 
     def kill(self):
         """Kill the process and its workers; False if it had ended by itself."""
-        with contextlib.suppress(ProcessLookupError):
+        if self.process.poll() is None:  # else its number may be another's by now
             os.killpg(self.process.pid, signal.SIGKILL)
         killed = self.process.wait() == -signal.SIGKILL
         self.killed_while_writing += killed and self.is_writing()
