@@ -3,6 +3,8 @@
     python examples/digits.py                  # scikit-learn's 1,797 digits, which come with it
     python examples/digits.py --dataset mnist  # downloads MNIST
 
+    camshaft launch --nproc-per-node 2 examples/digits.py  # on two processes
+
 Killed at any moment, the same command goes on where it was.
 """
 
@@ -18,6 +20,7 @@ from itertools import count
 from pathlib import Path
 from typing import NoReturn
 
+import ignite.distributed as idist
 import torch
 from ignite.metrics import Accuracy, Loss
 from torch import nn
@@ -29,6 +32,7 @@ from camshaft import (
     EMA,
     Checkpoint,
     CSVLogger,
+    DataParallel,
     Device,
     DistributedSampling,
     EarlyStopping,
@@ -47,16 +51,20 @@ from camshaft import (
     seed_everything,
 )
 from camshaft.curves import plot_curves
+from camshaft.engine.distributed import broadcast, initialise, rank, world_size
 from camshaft.handlers.checkpoint_store import BrokenCheckpointError
 
 
 def main() -> None:
     options = parse_options()
-    seed_everything(options.seed)
+    initialise()  # if a launcher has started several processes
+    options.run_dir = broadcast(options.run_dir)
+    seed_everything(options.seed + rank())  # random shifts differ between processes; weights are the first's
     if options.dataset == "digits":
         # 8 by 8 pixels are too little work to share: several threads would mostly wait for each other.
         torch.set_num_threads(1)
-    train_data, val_data, test_data, image_size = DATASETS[options.dataset](options.data_dir)
+    with idist.one_rank_first(local=True):  # of each machine: it downloads for the others
+        train_data, val_data, test_data, image_size = DATASETS[options.dataset](options.data_dir)
 
     # ------------------------------------------------------------------------------------------------ the research
 
@@ -72,12 +80,13 @@ def main() -> None:
 
     # ------------------------------------------------------------------------------------------------ the engineering
 
-    if len(train_data) < options.batch_size:
-        stop(f"a batch of {options.batch_size} is more than the {len(train_data)} images to train on")
+    whole_batch = options.batch_size * world_size()
+    if len(train_data) < whole_batch:
+        stop(f"a batch of {whole_batch} is more than the {len(train_data)} images to train on")
     train_loader = DataLoader(train_data, batch_size=options.batch_size, shuffle=True, drop_last=True)
     val_loader, test_loader = (DataLoader(data, batch_size=256) for data in (val_data, test_data))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.05)
-    optimizer_steps = options.max_epochs * len(train_loader)
+    optimizer_steps = options.max_epochs * (len(train_data) // whole_batch)
 
     def learning_rate(step: int) -> float:
         """Of the largest: up during the first quarter of the run, then down along a cosine."""
@@ -98,6 +107,7 @@ def main() -> None:
         LRScheduler(schedule, per="step"),
         ema,
         Device("auto"),
+        DataParallel(model),
         DistributedSampling(),
         Evaluate(evaluator, val_loader, ema=ema),
         Evaluate(evaluator, test_loader, at=Events.COMPLETED, prefix="test_", ema=ema),
@@ -114,8 +124,11 @@ def main() -> None:
         trainer.attach(AMP(options.precision))
 
     camshaft, run_dir = f"{shlex.quote(os.path.relpath(sys.executable))} -m camshaft", shlex.quote(str(options.run_dir))
-    print(f"The run is kept in {run_dir}. Killed at any moment, it goes on by: {camshaft} resume {run_dir}")
+    if rank() == 0:
+        print(f"The run is kept in {run_dir}. Killed at any moment, it goes on by: {camshaft} resume {run_dir}")
     trainer.run(train_loader, max_epochs=options.max_epochs)
+    if rank() > 0:
+        return
 
     # ------------------------------------------------------------------------------------------------ what came of it
 
@@ -203,7 +216,7 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run-dir", type=Path, help="where everything is written (default: a new one in runs)")
     parser.add_argument("--max-epochs", type=positive, default=20, help="(default: %(default)s)")
-    parser.add_argument("--batch-size", type=positive, default=64, help="(default: %(default)s)")
+    parser.add_argument("--batch-size", type=positive, default=64, help="of each process (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="(default: %(default)s)")
     parser.add_argument(

@@ -118,7 +118,7 @@ class CSVLogger(Logger):
     def state_dict(self) -> dict[str, Any]:
         """How many lines there are and which columns; they are on the disk before the checkpoint is."""
         state = {**super().state_dict(), "columns": list(self._columns)}
-        if self.records_written and self.path.exists():
+        if self._writes and self.records_written and self.path.exists():
             with self.path.open("rb") as file:
                 os.fsync(file.fileno())
         return state

@@ -2,7 +2,8 @@
 
 Listens to:
 
-- STARTED in PREPARE: makes sure that it can write. In REPORT, after a checkpoint was brought back: begins to.
+- STARTED in PREPARE: makes sure that it can write, and asks the other processes when to. In REPORT, after a checkpoint
+  was brought back: begins to.
 - ITERATION_STARTED(every=N) in REPORT: notes the learning rates that this iteration will use.
 - ITERATION_COMPLETED(every=N) in REPORT: records them, what the step returned, and metrics that are new.
 - EPOCH_COMPLETED in REPORT: records the metrics of the epoch and writes.
@@ -15,6 +16,7 @@ from __future__ import annotations
 import tempfile
 import time
 import weakref
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,11 +25,13 @@ import ignite.distributed as idist
 import torch
 from ignite.engine import Engine as IgniteEngine
 
+from camshaft.engine.agreement import Agreement, gather_on_first, weighted_mean
+from camshaft.engine.distributed import world_size
 from camshaft.engine.events import Events
 from camshaft.engine.phases import Phase
 from camshaft.engine.used_objects import used_by
 from camshaft.handlers.handler import Handler, On, handlers_of
-from camshaft.handlers.monitor import metrics_of, outputs_of
+from camshaft.handlers.monitor import metrics_of, outputs_of, weight_of_output
 from camshaft.handlers.optimizer_step import OptimizerStep
 from camshaft.handlers.scalars import Scalars
 
@@ -65,8 +69,9 @@ class Logger(Handler):
     ``learning_rate/0`` and so on.
 
     Values stay tensors, copied on their device, and are fetched together when they are written: at the end of an epoch
-    and of the run, before a checkpoint, at an error, after 100 records or half a minute. In a distributed run the first
-    process alone records.
+    and of the run, before a checkpoint, at an error, after 100 records or half a minute. Attach it on every process of
+    a distributed run: the first alone writes, the means over all processes, which are gathered when it does. What it
+    writes at an error is its own.
 
     Args:
         every: record what the step returns at each N-th iteration, 50 by default, and at the end of an epoch that had
@@ -109,8 +114,12 @@ class Logger(Handler):
         self.records_written: int | None = None  # None until its first run, which may find those of a lost one
         self._epoch_recorded = 0  # the last one of which an iteration was recorded
         self._waiting: list[Record] = []
+        self._weights: list[Any] = []  # of these, beside the same ones of other processes
+        self._recorded = 0  # iterations, since it last wrote
         self._written_at = 0.0
         self._writes = self._is_open = False
+        self._is_one_of_several = False
+        self._agreement: Agreement | None = None  # with the other processes, on when to write
         self._learning_rates: dict[str, Any] = {}
         self._seen: dict[str, tuple[Any, int | None, int]] = {}
         self._seen_before: Mapping[str, Any] | None = None  # of the metrics that a checkpoint brings back
@@ -146,44 +155,56 @@ class Logger(Handler):
     def prepare(self, engine: IgniteEngine) -> None:
         """Make sure, before anything else happens, that there is somewhere to write to."""
         self._writes = idist.get_rank() == 0
+        self._is_one_of_several = world_size() > 1
+        self._agreement = Agreement.of(engine)
+        if self._agreement is not None:
+            self._question = f"Logger {handlers_of(engine).index(self)}"
+            self._agreement.ask(self._question, self._has_waited_long)
         if self._writes:
             self.check_destination()
 
     def begin(self, engine: Any) -> None:
         """Begin to record; what ``state.metrics`` holds by now is of an earlier run."""
-        if self._writes:
-            self._optimizers = _optimizers_of(engine)
-            if engine.state.iteration == 0:
-                self._epoch_recorded = 0
-            self._engine = weakref.ref(engine)
-            self._seen = {}
-            if self._seen_before is None:
-                for _ in self._new_metrics(engine):
-                    pass
-            else:
-                metrics = metrics_of(engine)
-                self._seen = {name: (metrics[name], *at) for name, at in self._seen_before.items() if name in metrics}
-            self._seen_before = None
-            self._open(engine.state.iteration)
+        if not self._records:
+            return
+        self._optimizers = _optimizers_of(engine)
+        if engine.state.iteration == 0:
+            self._epoch_recorded = 0
+        self._engine = weakref.ref(engine)
+        self._seen = {}
+        if self._seen_before is None:
+            for _ in self._new_metrics(engine):
+                pass
+        else:
+            metrics = metrics_of(engine)
+            self._seen = {name: (metrics[name], *at) for name, at in self._seen_before.items() if name in metrics}
+        self._seen_before = None
+        self._open(engine.state.iteration)
+
+    @property
+    def _records(self) -> bool:
+        """Whether it has anything to do: of processes of which torch does not know, the first alone."""
+        return self._writes or self._is_one_of_several
 
     def note_learning_rates(self, engine: IgniteEngine) -> None:
         """Note the learning rates before the step and the schedule that follows it."""
-        if self._writes:
+        if self._records:
             self._learning_rates = _learning_rates(self._optimizers)
 
     def record(self, engine: Any) -> None:
         """Record one iteration."""
-        if not self._writes:
+        if not self._records:
             return
         self._epoch_recorded = engine.state.epoch
         outputs = {name: _kept(value) for name, value in outputs_of(engine).items()}
         self._add(engine, {**outputs, **self._learning_rates})
-        if len(self._waiting) >= _MOST_WAITING or time.monotonic() - self._written_at > _LONGEST_WAIT:
+        self._recorded += 1
+        if self._recorded >= _MOST_WAITING or self._is_time_to_write():
             self.flush()
 
     def record_epoch(self, engine: Any) -> None:
         """Record the metrics of an epoch, and its last iteration if none was recorded; then write."""
-        if not self._writes:
+        if not self._records:
             return
         values: dict[str, Any] = {}
         if self._epoch_recorded != engine.state.epoch:
@@ -195,7 +216,7 @@ class Logger(Handler):
 
     def finish(self, engine: Any) -> None:
         """Record what the end of the run has added, such as a test, and close."""
-        if self._writes:
+        if self._records:
             self._add(engine, {})
             self.flush()
             self._close()
@@ -211,33 +232,57 @@ class Logger(Handler):
         """Write what was recorded before an error; where that fails, too, the first error is the one to see."""
         if self._is_open:
             try:
-                self.flush()
+                self._write([record for record, _ in self._fetch()])  # the other processes may know of no error
                 self._close()
             except (OSError, RuntimeError) as second:
                 engine.logger.warning("%r could not write its last records: %s", self, second)
 
     def flush(self) -> None:
-        """Fetch what waits and write it."""
-        records, self._waiting = self._waiting, []
+        """Fetch what waits and write it; of several processes all do so at the same point."""
+        fetched = self._fetch()
+        of_processes = gather_on_first(fetched) if self._is_one_of_several else [fetched]
+        self._write(averaged(of_processes if of_processes is not None else [fetched]))
+
+    def _fetch(self) -> list[tuple[Record, float]]:
+        """What waits, with plain numbers, and how much each record counts."""
+        records, weights = self._waiting, self._weights
+        self._waiting, self._weights, self._recorded = [], [], 0
         self._written_at = time.monotonic()
+        values = [value for record in records for value in record.values.values()]
+        numbers = iter(Scalars([*values, *weights]).numbers())
+        records = [record._replace(values={name: next(numbers) for name in record.values}) for record in records]
+        return list(zip(records, numbers, strict=True))
+
+    def _write(self, records: list[Record]) -> None:
         if not records:
             return
-        numbers = iter(Scalars([value for record in records for value in record.values.values()]).numbers())
-        records = [record._replace(values={name: next(numbers) for name in record.values}) for record in records]
         if not self._is_open:  # a checkpoint was brought back in the middle of the run
             self._open(records[0].iteration - 1)
-        self.write(records)
+        if self._writes:
+            self.write(records)
         self.records_written = (self.records_written or 0) + len(records)
 
+    def _is_time_to_write(self) -> bool:
+        if self._agreement is None:
+            return bool(self._has_waited_long())
+        agreed = self._agreement.agreed(self._question)
+        self._agreement.forget(self._question)
+        return bool(agreed)
+
+    def _has_waited_long(self) -> int:
+        return time.monotonic() - self._written_at > _LONGEST_WAIT
+
     def _open(self, iteration: int) -> None:
-        self.open(iteration)
+        if self._writes:
+            self.open(iteration)
         self.records_written = self.records_written or 0
         self._written_at = time.monotonic()
         self._is_open = True
 
     def _close(self) -> None:
         self._is_open = False
-        self.close()
+        if self._writes:
+            self.close()
 
     def _add(self, engine: Any, values: dict[str, Any], *, epoch_is_over: bool = False) -> None:
         """Let a record of ``values`` and of the new metrics wait; a metric made earlier gets one before."""
@@ -248,9 +293,11 @@ class Logger(Handler):
             metrics.setdefault(iteration, {})[name] = _kept(value)
         values = {**values, **metrics.pop(state.iteration, {})}
         self._waiting += [Record(made, state.epoch, None, now, metrics[made]) for made in sorted(metrics)]
+        self._weights += [1.0] * len(metrics)
         if values:
             optimizer_step = getattr(state, "optimizer_step", None)
             self._waiting.append(Record(state.iteration, state.epoch, optimizer_step, now, values))
+            self._weights.append(_kept(weight_of_output(engine)) if self._is_one_of_several else 1.0)
 
     def _new_metrics(self, engine: Any, *, epoch_is_over: bool = False) -> Iterator[tuple[str, Any, int]]:
         """The metrics that were not recorded yet: name, value, and the iteration at which it was made.
@@ -279,7 +326,7 @@ class Logger(Handler):
         return {"records_written": self.records_written, "epoch_recorded": self._epoch_recorded, "seen": seen}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        self._waiting = []
+        self._waiting, self._weights = [], []
         self._epoch_recorded = state_dict["epoch_recorded"]
         if not self._is_open:
             self._seen_before = state_dict["seen"]
@@ -289,7 +336,34 @@ class Logger(Handler):
                 self._close()
 
 
-def check_directory(directory: Path, logger: Logger) -> None:
+def averaged(of_processes: list[list[tuple[Record, float]]]) -> list[Record]:
+    """The records of several processes as one: the means of their values, weighted, in the order of iterations.
+
+    Example:
+        >>> first, second = (Record(5, 1, None, 0.0, {"loss": loss}) for loss in (1.0, 2.0))
+        >>> averaged([[(first, 3.0)], [(second, 1.0)]])[0].values
+        {'loss': 1.25}
+    """
+    if len(of_processes) == 1:
+        return [record for record, _ in of_processes[0]]
+    merged: dict[tuple[int, int], Record] = {}  # by the iteration, and which of its records it is
+    values: dict[tuple[int, int], dict[str, list[tuple[float, float]]]] = {}
+    for records in of_processes:
+        of_iteration: Counter[int] = Counter()
+        for record, weight in records:
+            key = record.iteration, of_iteration[record.iteration]
+            of_iteration[record.iteration] += 1
+            merged.setdefault(key, record)
+            by_name = values.setdefault(key, {})
+            for name, value in record.values.items():
+                by_name.setdefault(name, []).append((value, weight))
+    return [
+        merged[key]._replace(values={name: weighted_mean(of_name) for name, of_name in values[key].items()})
+        for key in sorted(merged)
+    ]
+
+
+def check_directory(directory: Path, logger: object) -> None:
     """Make ``directory`` if need be, and make sure that files can be made there.
 
     Raises:
@@ -303,7 +377,7 @@ def check_directory(directory: Path, logger: Logger) -> None:
         raise cannot_write(directory, logger, error) from None
 
 
-def cannot_write(path: Path, logger: Logger, error: OSError) -> OSError:
+def cannot_write(path: Path, logger: object, error: OSError) -> OSError:
     """The same error as a sentence that names the place and says what to do."""
     return OSError(
         error.errno,

@@ -10,10 +10,12 @@ from typing import Any, Literal
 import torch
 from ignite.engine import Engine as IgniteEngine
 
+from camshaft.engine.agreement import mean
+from camshaft.engine.distributed import world_size
 from camshaft.engine.events import Events
 from camshaft.handlers.handler import handlers_of
 
-__all__ = ["Mode", "Monitor", "metrics_of", "outputs_of", "values_of"]
+__all__ = ["Mode", "Monitor", "metrics_of", "outputs_of", "values_of", "weight_of_output"]
 
 Mode = Literal["min", "max", "auto"]
 
@@ -26,6 +28,9 @@ _LESS_IS_BETTER = re.compile(r"loss|error|distance|divergence|perplexity")
 
 class Monitor:
     """One value, monitored by name: the latest, and the best so far.
+
+    On several processes it is the mean over them, the same on each: a metric is that already, what a step returned is
+    weighted as ``GradientAccumulation(weight=...)`` weighs it. All must read it at the same point.
 
     Args:
         name: of a metric in ``state.metrics``, or of an entry of what the step returns (``"loss"`` if it returns the
@@ -71,6 +76,13 @@ class Monitor:
         Raises:
             ValueError: an epoch has ended and nothing of that name exists; the error names what there is.
         """
+        value = self._read_here(engine)
+        if world_size() == 1:
+            return value
+        return mean(value, 1.0 if self.name in metrics_of(engine) else float(weight_of_output(engine)))
+
+    def _read_here(self, engine: IgniteEngine) -> float | None:
+        """The value of this process."""
         values = values_of(engine)
         produced_at = [at for handler in handlers_of(engine) if (at := handler.produced_at(self.name)) is not None]
         if self.name not in values:
@@ -136,6 +148,13 @@ def outputs_of(engine: IgniteEngine) -> dict[str, Any]:
     """The scalars that the step returned last, by name; a scalar on its own is the loss."""
     output: Any = engine.state.output
     return _numbers_in(output if isinstance(output, Mapping) else {"loss": output})
+
+
+def weight_of_output(engine: IgniteEngine) -> Any:
+    """How much what the step returned counts among the processes: 1 unless gradients are weighted, too."""
+    output: Any = engine.state.output
+    key = getattr(engine._process_function, "weight_key", None)
+    return output[key] if isinstance(output, Mapping) and key in output else 1.0
 
 
 def metrics_of(engine: IgniteEngine) -> dict[str, Any]:

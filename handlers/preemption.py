@@ -4,6 +4,7 @@ Listens to:
 
 - STARTED in PREPARE: takes over the signals.
 - ITERATION_COMPLETED in DECIDE: pauses the run if one has come. INTERRUPT in SAVE: saves and leaves.
+- EPOCH_COMPLETED in DECIDE: the same, of several processes, after the validation.
 - what each ``Evaluate`` listens to in MEASURE, and STARTED of its evaluator in CHECK: lets ``Checkpoint`` note how it
   was before. ITERATION_COMPLETED of the evaluator in DECIDE: leaves a validation that is under way.
 - EXCEPTION_RAISED in DECIDE: saves after that. COMPLETED and EXCEPTION_RAISED in SAVE: gives the signals back.
@@ -15,11 +16,13 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
+from time import monotonic
 from types import FrameType
 from typing import Any
 
 from ignite.engine import Engine as IgniteEngine
 
+from camshaft.engine.agreement import Agreement
 from camshaft.engine.events import Events
 from camshaft.engine.phases import Phase, events_in, subscribe
 from camshaft.handlers.checkpoint import Checkpoint
@@ -31,6 +34,9 @@ __all__ = ["PREEMPTED", "Preemption"]
 PREEMPTED = 75
 """The exit status after a preemption: EX_TEMPFAIL of sysexits.h, "start it again"."""
 
+_ONE_REQUEST = 1.0
+"""Seconds within which a signal is the same request again: a launcher and the cluster may both pass it on."""
+
 _DEFAULT_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name))
 
 
@@ -39,9 +45,13 @@ class Preemption(Handler):
 
     The iteration under way is finished, or a validation left, which will be done again; then the ``Checkpoint`` on the
     engine saves, and the process ends with the status 75, which a launcher can tell from a failure, after Ctrl-C with
-    130. The same command started again goes on from there to the same bits. A second signal ends the process at once.
+    130. The same command started again goes on from there to the same bits. A second signal, a second or more after the
+    first, ends the process at once; of one process a second Ctrl-C always does.
 
     In a notebook nothing ends: ``run()`` returns after the iteration, and goes on when it is called again.
+
+    Of several processes all save and leave at the same iteration, whichever of them was told, within a few tenths of a
+    second or an iteration more. A validation is finished first, because they need not have as many batches of it.
 
     Args:
         signals: which to answer to.
@@ -64,6 +74,7 @@ class Preemption(Handler):
     listens = (
         On(Events.STARTED, Phase.PREPARE, "take_signals"),
         On(Events.ITERATION_COMPLETED, Phase.DECIDE, "pause_if_told"),
+        On(Events.EPOCH_COMPLETED, Phase.DECIDE, "pause_after_validation"),
         On(Events.INTERRUPT, Phase.SAVE, "save_and_leave"),
         On(Events.EXCEPTION_RAISED, Phase.DECIDE, "save_after_validation_was_left"),
         On(Events.COMPLETED, Phase.SAVE, "give_signals_back"),
@@ -74,6 +85,8 @@ class Preemption(Handler):
         self.signals = tuple(signals)
         self.leave = leave
         self._received: int | None = None
+        self._received_at = 0.0
+        self._agreement: Agreement | None = None  # with the other processes
         self._before: dict[int, Any] = {}
         self._engine: Any = None
         self._left_validation = False
@@ -93,6 +106,9 @@ class Preemption(Handler):
         self._received = None
         self._left_validation = False
         self._engine = engine
+        self._agreement = Agreement.of(engine)
+        if self._agreement is not None:
+            self._agreement.ask("Preemption", lambda: self._received or 0)
         for number in self.signals:
             self._before.setdefault(number, signal.signal(number, self._note))
         for handler in handlers_of(engine):
@@ -116,23 +132,36 @@ class Preemption(Handler):
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         """What a signal calls, between any two lines of python: it leaves a note for the next iteration's end."""
-        if self._received is not None:
+        if self._received is None:
+            self._received, self._received_at = number, monotonic()
+        elif self._ends_at_once(number):
             self.give_signals_back()
             raise SystemExit(128 + number)
-        self._received = number
+
+    def _ends_at_once(self, number: int) -> bool:
+        impatient = number == signal.SIGINT and self._agreement is None  # of one process nobody but a person sends it
+        return impatient or monotonic() - self._received_at > _ONE_REQUEST
 
     def pause_if_told(self, engine: IgniteEngine) -> None:
         """Pause the run where its state is that of a completed iteration."""
-        if self._received is not None:
+        if self._told() is not None:
             engine.interrupt()
+
+    def pause_after_validation(self, engine: IgniteEngine) -> None:
+        """Pause the run, if one of several processes has been told during the validation."""
+        if self._agreement is not None:
+            self._agreement.settle()
+            self.pause_if_told(engine)
 
     def save_and_leave(self, engine: IgniteEngine) -> None:
         """Save where the engine has paused, and leave."""
-        if self._received is None:  # somebody else's interrupt()
+        if self._told() is None:  # somebody else's interrupt()
             return
         for checkpoint in _checkpoints_of(engine):
             checkpoint.save_now(engine)
         status, self._received = self._status(), None
+        if self._agreement is not None:
+            self._agreement.forget("Preemption")
         if status is not None:
             raise SystemExit(status)
 
@@ -142,15 +171,19 @@ class Preemption(Handler):
 
     def note_before_validation(self) -> None:
         """Let what a validation will change be noted."""
-        for checkpoint in _checkpoints_of(self._engine) if self._engine is not None else ():
+        for checkpoint in _checkpoints_of(self._engine) if self._leaves_validations else ():
             checkpoint.note_before_evaluation(self._engine, self._event)
 
     def leave_validation(self) -> None:
         """Leave a validation that is under way, and with it the process: the run does it again when it goes on."""
-        status = self._status() if self._engine is not None else None
+        status = self._status() if self._leaves_validations else None
         if status is not None:
             self._left_validation = True
             raise SystemExit(status)
+
+    @property
+    def _leaves_validations(self) -> bool:
+        return self._engine is not None and self._agreement is None
 
     def save_after_validation_was_left(self, engine: IgniteEngine, error: BaseException) -> None:
         """Save now that whatever the validation has exchanged, such as weights for their averages, is back."""
@@ -158,14 +191,27 @@ class Preemption(Handler):
             for checkpoint in _checkpoints_of(engine):
                 checkpoint.save_before_evaluation(engine)
 
+    def _told(self) -> int | None:
+        """The signal that has come, to this process or, as all know by now, to another."""
+        if self._agreement is None:
+            return self._received
+        return self._agreement.agreed("Preemption") or None
+
     def _status(self) -> int | None:
         """The status to leave with, or None to stay: nobody said so, or a person sits before it."""
-        if self._received is None:
+        told = self._told()
+        if told is None or not (self.leave if self.leave is not None else not _is_interactive()):
             return None
-        interactive = hasattr(sys, "ps1") or "ipykernel" in sys.modules
-        if not (self.leave if self.leave is not None else not interactive):
-            return None
-        return 130 if self._received == signal.SIGINT else PREEMPTED
+        return 130 if told == signal.SIGINT else PREEMPTED
+
+
+def _is_interactive() -> bool:
+    """Whether a person sits before it and wants to go on: in a notebook or at a prompt.
+
+    A prompt has set ``sys.ps1``; so has one that a script once opened within itself and left, but a script has a file.
+    """
+    at_prompt = hasattr(sys, "ps1") and not hasattr(sys.modules.get("__main__"), "__file__")
+    return at_prompt or "ipykernel" in sys.modules
 
 
 def _checkpoints_of(engine: IgniteEngine) -> list[Checkpoint]:

@@ -39,7 +39,7 @@ class ProgressBar(Handler):
 
     It is tqdm's, in a terminal or in a notebook. Where the output goes into a file or a pipe there is one line for each
     epoch instead. An accelerator is never waited for: its numbers are sent for at one refresh and shown at the next.
-    In a distributed run the first process alone shows something.
+    In a distributed run the first process alone shows something: the metrics of all, and what its own step returns.
 
     Args:
         description: what stands before the bar instead of the number of the epoch. Give one to an evaluator's bar.

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from ignite.engine import Engine as IgniteEngine
 
+from camshaft.engine.agreement import any_rank
+from camshaft.engine.distributed import world_size
 from camshaft.engine.events import Events
 from camshaft.engine.phases import Phase, events_in, subscribe
 from camshaft.handlers.handler import Handler, On, handlers_of
@@ -35,7 +37,8 @@ class TerminateOnNaN(Handler):
 
     On an accelerator the losses are copied to a small buffer there and fetched ``every`` iterations, before anything is
     saved, and at the end of each epoch: the warning names the very iteration, but the run may go on for up to ``every``
-    iterations after it. On the CPU it ends at once.
+    iterations after it. On the CPU it ends at once. Several processes look together every so many iterations and end
+    at the same one; the process whose loss it is says so.
 
     Args:
         every: fetch losses from an accelerator after so many iterations.
@@ -75,6 +78,7 @@ class TerminateOnNaN(Handler):
         self._iterations = 0  # since it was last looked
         self._saw_something = False
         self._began_at = 0
+        self._is_one_of_several = False
         self._before_saving: list[Any] = []  # events at which others save
 
     def check(self, engine: IgniteEngine) -> None:
@@ -100,13 +104,19 @@ class TerminateOnNaN(Handler):
         self._kept.clear()
         self._iterations = 0
         self._saw_something = False
+        self._is_one_of_several = world_size() > 1
         self._began_at = engine.state.iteration
 
     def watch_loss(self, engine: IgniteEngine) -> None:
         """Look at the loss of one iteration, or keep it where looking would wait for the device."""
         output = engine.state.output
-        if output is None:
-            return
+        if output is not None:
+            self._watch(engine, output)
+        self._iterations += 1
+        if self._iterations == self.every:
+            self.look(engine)
+
+    def _watch(self, engine: IgniteEngine, output: Any) -> None:
         for name, value in self._losses_in(output):
             self._saw_something = True
             if isinstance(value, torch.Tensor) and self.is_costly(value):
@@ -122,9 +132,6 @@ class TerminateOnNaN(Handler):
                 f"TerminateOnNaN found no loss in what the step returned, {_kind(output)}. Return the loss, a mapping "
                 "with 'loss' or the entries named in watch=, or leave TerminateOnNaN out."
             )
-        self._iterations += 1
-        if self._iterations == self.every:
-            self.look(engine)
 
     def end_epoch(self, engine: IgniteEngine) -> None:
         """Look, and say so if there was nothing to look at."""
@@ -144,13 +151,20 @@ class TerminateOnNaN(Handler):
         ]
         if not_finite:
             self._end(engine, *min(not_finite, key=lambda found: found[0]))
+        if self._is_one_of_several and any_rank(self.found is not None):
+            engine.terminate()
 
     @staticmethod
     def is_costly(value: torch.Tensor) -> bool:
         """Whether reading it would wait for a device."""
-        return value.device.type != "cpu"
+        return not value.is_cpu
 
-    def _losses_in(self, output: Any) -> Iterator[tuple[str, Any]]:
+    def _losses_in(self, output: Any) -> Iterable[tuple[str, Any]]:
+        if isinstance(output, torch.Tensor):
+            return (("loss", output),) if _is_float(output) else ()
+        return self._losses_among(output)
+
+    def _losses_among(self, output: Any) -> Iterator[tuple[str, Any]]:
         if isinstance(output, Mapping):
             names = self.watch or (("loss",) if "loss" in output else tuple(output))
             missing = [name for name in self.watch if name not in output]
@@ -174,7 +188,8 @@ class TerminateOnNaN(Handler):
                 value,
                 iteration,
             )
-        engine.terminate()
+        if not self._is_one_of_several:
+            engine.terminate()
 
 
 class _Kept:

@@ -2,7 +2,8 @@
 
 Listens to:
 
-- STARTED in MEASURE: starts the clock; in DECIDE: ends a resumed run that has no time left.
+- STARTED in PREPARE: asks what other processes' clocks say. In MEASURE: starts the clock. In DECIDE: ends a resumed run
+  that has no time left.
 - ITERATION_COMPLETED in DECIDE: looks at the clock.
 - INTERRUPT, COMPLETED in MEASURE: stops the clock.
 """
@@ -18,6 +19,7 @@ from typing import Any
 
 from ignite.engine import Engine as IgniteEngine
 
+from camshaft.engine.agreement import Agreement, any_rank
 from camshaft.engine.events import Events
 from camshaft.engine.phases import Phase
 from camshaft.handlers.handler import Handler, On
@@ -34,7 +36,8 @@ class TimeLimit(Handler):
 
     The time that a run has used is kept in checkpoints and counts on when it is resumed; pauses between do not count.
     With a ``Checkpoint``, a run that was ended so goes on to the same bits when it is started with a larger limit.
-    A new run of the same engine has the whole time again.
+    A new run of the same engine has the whole time again. Several processes end at the same iteration, a tenth of a
+    second or an iteration after the first of them says that it is time.
 
     Args:
         seconds: the limit: a number of seconds, a ``datetime.timedelta``, or a string such as ``"1h30m"``, ``"90s"``,
@@ -55,8 +58,9 @@ class TimeLimit(Handler):
     """
 
     listens = (
+        On(Events.STARTED, Phase.PREPARE, "ask"),
         On(Events.STARTED, Phase.MEASURE, "start"),
-        On(Events.STARTED, Phase.DECIDE, "decide"),
+        On(Events.STARTED, Phase.DECIDE, "decide_at_start"),
         On(Events.ITERATION_COMPLETED, Phase.DECIDE, "decide"),
         On(Events.INTERRUPT | Events.COMPLETED, Phase.MEASURE, "pause"),
     )
@@ -66,11 +70,20 @@ class TimeLimit(Handler):
         self._used = 0.0  # seconds, until the clock was last started
         self._started_at: float | None = None
         self._loaded = False
+        self._has_ended_run = False
+        self._agreement: Agreement | None = None  # with the other processes
 
     @property
     def used(self) -> float:
         """The seconds that the run has taken so far, over all its resumptions."""
         return self._used + (0.0 if self._started_at is None else monotonic() - self._started_at)
+
+    def ask(self, engine: IgniteEngine) -> None:
+        """Let all processes know of the first that has no time left."""
+        self._has_ended_run = False
+        self._agreement = Agreement.of(engine)
+        if self._agreement is not None:
+            self._agreement.ask("TimeLimit", self._is_over)
 
     def start(self, engine: IgniteEngine) -> None:
         """Start the clock: at nothing where a new run begins."""
@@ -83,23 +96,35 @@ class TimeLimit(Handler):
         """Stop the clock; an interrupted run that goes on starts it at the end of its next iteration."""
         self._used, self._started_at = self.used, None
 
+    def decide_at_start(self, engine: IgniteEngine) -> None:
+        """End a resumed run that has no time left."""
+        if any_rank(self._is_over()):
+            self._end(engine)
+
     def decide(self, engine: IgniteEngine) -> None:
         """Terminate the run if the limit is reached."""
         if self._started_at is None:
             self._started_at = monotonic()
-        if self._used + monotonic() - self._started_at >= self.limit:
-            engine.logger.info(
-                "%r is reached after iteration %d (epoch %d): %.1f s. A larger limit lets the run go on.",
-                self,
-                engine.state.iteration,
-                engine.state.epoch,
-                self.used,
-            )
-            engine.terminate()
+        if self._is_over() if self._agreement is None else self._agreement.agreed("TimeLimit"):
+            self._end(engine)
+
+    def _is_over(self) -> bool:
+        return self.used >= self.limit
+
+    def _end(self, engine: IgniteEngine) -> None:
+        engine.logger.info(
+            "%r is reached after iteration %d (epoch %d): %.1f s. A larger limit lets the run go on.",
+            self,
+            engine.state.iteration,
+            engine.state.epoch,
+            self.used,
+        )
+        self._has_ended_run = True
+        engine.terminate()
 
     @property
     def ends_run_for_now(self) -> bool:
-        return self.used >= self.limit
+        return self._has_ended_run
 
     def state_dict(self) -> dict[str, Any]:
         return {"used": self.used}

@@ -1,5 +1,7 @@
 """The main job: `examples/digits.py` learns real digits, ends in the same bits, and survives being killed."""
 
+import csv
+import os
 import re
 import runpy
 import signal
@@ -175,6 +177,47 @@ def test_a_killed_run_ends_in_the_same_weights_when_it_is_started_again(
     resumed = subprocess.run(resume, check=False, capture_output=True, text=True)
     assert resumed.returncode == 0, resumed.stderr
     assert digest_of(resumed.stdout) == digest_of(whole.out)
+    assert Path("killed/metrics.csv").read_text() == Path("whole/metrics.csv").read_text()
+
+
+# On two processes
+
+
+def launched(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "camshaft", "launch", "--nproc-per-node", "2", str(EXAMPLE), *arguments]
+    return subprocess.run(
+        command, check=False, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+
+
+@pytest.mark.distributed
+def test_two_processes_train_as_one_and_only_the_first_tells(example: Example) -> None:
+    ended = launched("--max-epochs", "1")
+    assert ended.returncode == 0, ended.stderr
+    assert "[rank 0] test accuracy" in ended.stdout
+    assert "[rank 1]" not in ended.stdout + ended.stderr
+    (run,) = Path("runs").iterdir()
+    (row, *_) = csv.DictReader((run / "metrics.csv").read_text().splitlines())
+    assert row["iteration"] == "10"  # half as many as of one process, with batches twice as large
+    assert len(list((run / "tensorboard").iterdir())) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_two_processes_that_are_told_to_end_go_on_to_the_same_weights(example: Example) -> None:
+    command = [sys.executable, "-m", "camshaft", "launch", "--nproc-per-node", "2", str(EXAMPLE)]
+    command += ["--max-epochs", "8", "--run-dir", "killed"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment) as process:
+        while not any(Path("killed/checkpoints").glob("iteration=*,epoch=2")):
+            assert process.poll() is None
+            time.sleep(0.005)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == ENDED_BY_SIGTERM
+    resumed, whole = (launched("--max-epochs", "8", "--run-dir", folder) for folder in ("killed", "whole"))
+    assert (resumed.returncode, whole.returncode) == (0, 0), resumed.stderr + whole.stderr
+    assert resumed.stdout.splitlines()[-1] == whole.stdout.splitlines()[-1]
+    assert "weights sha256: " in whole.stdout.splitlines()[-1]
     assert Path("killed/metrics.csv").read_text() == Path("whole/metrics.csv").read_text()
 
 

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 
 import ignite.handlers
@@ -17,10 +18,13 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from camshaft import seed_everything
 from camshaft.engine import Engine, Events
+from camshaft.engine.distributed import rank
 from camshaft.handlers import (
     EMA,
     Checkpoint,
     CSVLogger,
+    DataParallel,
+    DistributedSampling,
     EarlyStopping,
     Evaluate,
     GradientAccumulation,
@@ -28,9 +32,11 @@ from camshaft.handlers import (
     Metrics,
     OptimizerStep,
     Preemption,
+    preemption,
 )
 from camshaft.handlers.checkpoint_store import CheckpointStore
 from camshaft.handlers.preemption import PREEMPTED
+from tests.ranks import on_ranks, values_of_ranks
 from tests.resumption import different, outcome_in, run
 
 
@@ -216,10 +222,21 @@ def twice(process, number):
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "Ctrl-C"])
-def test_the_second_signal_ends_the_process_at_once(tmp_path, number, status):
+def test_the_second_signal_ends_the_process_at_once(tmp_path, monkeypatch, number, status):
+    monkeypatch.setattr(preemption, "_ONE_REQUEST", -1.0)  # seconds
     assert status_of(run, program_with(in_step=Signals(9, number, twice)), tmp_path / "run") == status
     assert newest_in(tmp_path / "run").iteration == 7
     assert_same_end(program_with(), tmp_path / "run")
+
+
+def test_a_signal_that_comes_twice_within_a_second_is_one_request(tmp_path):
+    assert status_of(run, program_with(in_step=Signals(9, signal.SIGTERM, twice)), tmp_path / "run") == 75
+    assert newest_in(tmp_path / "run").iteration == 9
+
+
+def test_a_second_ctrl_c_is_never_taken_for_the_first(tmp_path):
+    assert status_of(run, program_with(in_step=Signals(9, signal.SIGINT, twice)), tmp_path / "run") == 130
+    assert newest_in(tmp_path / "run").iteration == 7
 
 
 def test_workers_that_get_the_signal_as_well_do_not_break_the_iteration(tmp_path):
@@ -252,7 +269,12 @@ class TestInANotebook:
 
     def test_a_prompt_is_one_too(self, tmp_path, monkeypatch):
         monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
+        monkeypatch.delattr(sys.modules["__main__"], "__file__")
         assert status_of(run, program_with(in_step=Signals(9)), tmp_path / "run") == 0
+
+    def test_a_script_that_had_opened_a_prompt_is_none(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(sys, "ps1", "In : ", raising=False)  # which IPython.embed() leaves behind
+        assert status_of(run, program_with(in_step=Signals(9)), tmp_path / "run") == 75
 
 
 @pytest.mark.parametrize("where", ["in_step", "in_validation", "in_test"])
@@ -320,3 +342,64 @@ def test_an_interrupt_of_somebody_else_saves_nothing_and_leaves_nothing(tmp_path
     assert engine.run([0, 1, 2]).iteration == 2
     assert CheckpointStore(tmp_path / "checkpoints").list() == []
     assert engine.run([0, 1, 2]).iteration == 3
+
+
+def train_together(directory, signals, in_validation=0, engine_class=Engine):
+    """Two epochs of forty iterations on each process, one of which signals itself at an exact moment."""
+    seed_everything(1)
+    calls = Signals(signals.get(rank()))
+    validations = Signals(in_validation if rank() == 0 else None)
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(160, 4, generator=generator)
+    data = TensorDataset(inputs, (inputs.sum(1) > 0).long())
+    model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.3), nn.Linear(8, 2))
+    optimizer = torch.optim.Adam(model.parameters(), 0.05)
+
+    def step(engine, batch):
+        calls()
+        time.sleep(0.01)
+        return F.cross_entropy(model(batch[0]), batch[1])
+
+    def evaluation_step(engine, batch):
+        validations()
+        return model(batch[0]), batch[1]
+
+    evaluator = Engine(evaluation_step).attach(Metrics(accuracy=Accuracy(), loss=Loss(F.cross_entropy)))
+    engine = engine_class(step)
+    for handler in (
+        OptimizerStep(optimizer),
+        DataParallel(model),
+        DistributedSampling(),
+        Evaluate(evaluator, DataLoader(data, 100)),
+        EarlyStopping("val_loss", patience=9),
+        Checkpoint(directory, model=model, optimizer=optimizer),
+        Preemption(),
+        CSVLogger(directory, every=7),
+    ):
+        handler.attach(engine)
+    engine.run(DataLoader(data, 2, shuffle=True), max_epochs=2)
+    return torch.cat([weight.flatten() for weight in model.parameters()]).tolist()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("undisturbed")
+    return values_of_ranks(train_together, directory, {}), (directory / "metrics.csv").read_text()
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("signals", "in_validation"),
+    [({0: 9, 1: 12}, 0), ({1: 40}, 0), ({}, 1)],
+    ids=["one after the other", "one in the last iteration of an epoch", "one in a validation"],
+)
+class TestOfSeveralProcesses:
+    def test_all_save_and_leave_when_one_is_told_and_go_on_to_the_same_bits(
+        self, tmp_path, undisturbed, signals, in_validation
+    ):
+        ended = on_ranks(train_together, tmp_path, signals, in_validation)
+        assert [process.status for process in ended] == [75, 75], "\n".join(process.error for process in ended)
+        told_at = min(signals.values(), default=40)
+        assert told_at <= newest_in(tmp_path).iteration < 80
+        assert values_of_ranks(train_together, tmp_path, {}) == undisturbed[0]
+        assert (tmp_path / "metrics.csv").read_text() == undisturbed[1]
