@@ -1,0 +1,5 @@
+"""Where programs for Lightning find its data module."""
+
+from camshaft.contrib.lightning.datamodule import LightningDataModule
+
+__all__ = ["LightningDataModule"]

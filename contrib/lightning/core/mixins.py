@@ -1,0 +1,5 @@
+"""Where programs for Lightning find what gives a class hyperparameters."""
+
+from camshaft.contrib.lightning.hyperparameters import HyperparametersMixin
+
+__all__ = ["HyperparametersMixin"]

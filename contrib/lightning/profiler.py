@@ -1,0 +1,7 @@
+"""Where programs of 2020 find the profilers."""
+
+from camshaft.contrib.lightning.profilers import AdvancedProfiler, PassThroughProfiler, Profiler, SimpleProfiler
+
+__all__ = ["AdvancedProfiler", "BaseProfiler", "PassThroughProfiler", "Profiler", "SimpleProfiler"]
+
+BaseProfiler = Profiler

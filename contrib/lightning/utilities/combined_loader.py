@@ -1,0 +1,5 @@
+"""Where programs for Lightning find `CombinedLoader`."""
+
+from camshaft.contrib.lightning.combined_loader import CombinedLoader
+
+__all__ = ["CombinedLoader"]
