@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import atexit
+import importlib
 import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import ignite.distributed as idist
 import torch
 import torch.distributed as dist
 
-__all__ = ["TIMEOUT_VARIABLE", "finalise", "from_slurm", "initialise", "rank", "world_size"]
+__all__ = ["TIMEOUT_VARIABLE", "broadcast", "finalise", "from_slurm", "gather", "initialise", "rank", "world_size"]
 
 TIMEOUT_VARIABLE = "CAMSHAFT_COLLECTIVE_TIMEOUT"
 """Where `camshaft launch --collective-timeout` leaves its seconds for the programs that it starts."""
@@ -31,8 +33,8 @@ def initialise(backend: str | None = None, timeout: float | timedelta | None = N
     called again, nothing happens.
 
     Args:
-        backend: ``"nccl"``, ``"gloo"`` or whatever torch knows. By default NCCL where each process has a CUDA device
-            of its own, else gloo.
+        backend: ``"nccl"``, ``"gloo"``, ``"xla"`` or whatever torch knows. By default NCCL where each process has a
+            CUDA device of its own, XLA where ``PJRT_DEVICE`` says TPU, else gloo.
         timeout: how many seconds a process waits for the others before it gives up with an error. By default what
             ``camshaft launch --collective-timeout`` said, else torch's own: 30 minutes, with NCCL 10.
 
@@ -59,7 +61,10 @@ def initialise(backend: str | None = None, timeout: float | timedelta | None = N
     backend = backend or _default_backend()
     if "nccl" in backend:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
-    dist.init_process_group(backend, timeout=_as_timedelta(timeout))
+    if backend == "xla":
+        _initialise_xla(_as_timedelta(timeout))
+    else:
+        dist.init_process_group(backend, timeout=_as_timedelta(timeout))
     with _without("SLURM_JOB_ID", os.environ):  # Ignite would put SLURM's local rank in the place of the launcher's
         idist.sync()
     atexit.register(_finalise_at_exit)
@@ -86,12 +91,47 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def gather(value: Any) -> list[Any]:
+    """What each process gave, by rank, on every process; all must call this at the same point.
+
+    Args:
+        value: anything that can be pickled.
+
+    Example:
+        >>> gather("this process")
+        ['this process']
+    """
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value, group=_group_for_objects)
+    return values
+
+
+def broadcast(value: Any) -> Any:
+    """What the first process gave, on every process; all must call this at the same point.
+
+    Args:
+        value: anything that can be pickled; of the others it is not looked at.
+
+    Example:
+        >>> broadcast("runs/digits")
+        'runs/digits'
+    """
+    values = [value]
+    if world_size() > 1:
+        dist.broadcast_object_list(values, group=_group_for_objects)
+    return values[0]
+
+
 def finalise() -> None:
     """Destroy the process group, if there is one; ``initialise`` makes another.
 
     Example:
         >>> finalise()
     """
+    global _group_for_objects  # noqa: PLW0603 - a process has one default group, and this one beside it
+    _group_for_objects = None
     atexit.unregister(_finalise_at_exit)
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
@@ -158,7 +198,20 @@ def _check_environment() -> None:
             )
 
 
+# Of XLA's process group, whose own collectives take tensors on the device only; None: the default group.
+_group_for_objects: dist.ProcessGroup | None = None
+
+
+def _initialise_xla(timeout: timedelta | None) -> None:
+    global _group_for_objects  # noqa: PLW0603
+    importlib.import_module("torch_xla.distributed.xla_backend")  # makes torch know the backend and its way to meet
+    dist.init_process_group("xla", init_method="xla://", timeout=timeout)
+    _group_for_objects = dist.new_group(backend="gloo", timeout=timeout)
+
+
 def _default_backend() -> str:
+    if os.environ.get("PJRT_DEVICE") == "TPU":
+        return "xla"
     if not (torch.cuda.is_available() and dist.is_nccl_available()):
         return "gloo"
     devices = torch.cuda.device_count()

@@ -41,7 +41,8 @@ class DistributedSampling(Handler):
       the others follow it: the order is that of one process with batches as large as all of theirs together, of which
       each takes its share. No sample is left out or taken twice, and all processes have the same number of batches: a
       last batch too small to share goes into the one before. ``drop_last`` drops it instead.
-    - A batch sampler of the user gives whole batches, in turn; what cannot be shared evenly in the end is left out.
+    - A batch sampler of the user gives whole batches, in turn; what cannot be shared evenly in the end is left out,
+      because processes that train together must make as many steps. An evaluation leaves nothing out.
     - Of a loader without batches (``batch_size=None``), and of an ``IterableDataset``, each process goes through all
       and takes its turn, in the same way, unless ``split_iterable=False`` says that the data set does so itself.
     - A loader whose sampler is distributed already, which shows in ``num_replicas`` or ``set_epoch``, is left alone but
@@ -69,7 +70,8 @@ class DistributedSampling(Handler):
 
     def __init__(self, *, split_iterable: bool = True) -> None:
         self.split_iterable = split_iterable
-        self._shared: dict[int, tuple[Any, Any]] = {}  # by the identity of the user's loader, which is kept with it
+        # By the identity of the user's loader, which is kept with it, and whether it is shared evenly.
+        self._shared: dict[tuple[int, bool], tuple[Any, Any]] = {}
 
     def attach(self, engine: IgniteEngine) -> None:
         super().attach(engine)
@@ -92,12 +94,12 @@ class DistributedSampling(Handler):
             return
         state = engine.state
         if state.dataloader is not None:
-            loader, state.dataloader = state.dataloader, self._share_of(state.dataloader)
+            loader, state.dataloader = state.dataloader, self._share_of(state.dataloader, even=True)
             if state.epoch_length is not None and state.epoch_length == _length(loader):
                 state.epoch_length = _length(state.dataloader)
         for handler in handlers_of(engine):
             if isinstance(handler, Evaluate):
-                handler.data = self._share_of(handler.data)
+                handler.data = self._share_of(handler.data, even=False)
 
     def set_epoch(self, engine: IgniteEngine) -> None:
         """Tell the epoch, counted from 0, to whatever draws an order by it."""
@@ -107,25 +109,25 @@ class DistributedSampling(Handler):
             if callable(getattr(part, "set_epoch", None)):
                 part.set_epoch(engine.state.epoch - 1)
 
-    def _share_of(self, data: Any) -> Any:
-        if id(data) not in self._shared:
-            shared = self._new_share_of(data)
-            self._shared[id(data)] = (data, shared)
-            self._shared[id(shared)] = (shared, shared)
-        return self._shared[id(data)][1]
+    def _share_of(self, data: Any, even: bool) -> Any:
+        if (id(data), even) not in self._shared:
+            shared = self._new_share_of(data, even)
+            self._shared[id(data), even] = (data, shared)
+            self._shared[id(shared), even] = (shared, shared)
+        return self._shared[id(data), even][1]
 
-    def _new_share_of(self, data: Any) -> Any:
+    def _new_share_of(self, data: Any, even: bool) -> Any:
         if not isinstance(data, DataLoader) or any(_is_distributed(sampler) for sampler in _samplers(data)):
             return data
         if isinstance(data.dataset, IterableDataset):
-            return _TurnsOf(data) if self.split_iterable else data
+            return _TurnsOf(data, even) if self.split_iterable else data
         if data.batch_sampler is None:
-            return _with_sampler(data, "sampler", Turns(data.sampler))
+            return _with_sampler(data, "sampler", Turns(data.sampler, even))
         if type(data.batch_sampler) is BatchSampler:
             batches = data.batch_sampler
             shares = Shares(batches.sampler, batches.batch_size, batches.drop_last)
             return _with_sampler(data, "batch_sampler", shares)
-        return _with_sampler(data, "batch_sampler", Turns(data.batch_sampler))
+        return _with_sampler(data, "batch_sampler", Turns(data.batch_sampler, even))
 
 
 class Shares:
@@ -141,6 +143,11 @@ class Shares:
         self.sampler = sampler
         self.batch_size = batch_size
         self.drop_last = drop_last
+
+    @property
+    def num_replicas(self) -> int:
+        """Among how many processes it shares, by the name that torch's ``DistributedSampler`` has for it."""
+        return world_size()
 
     def __iter__(self) -> Iterator[list[Any]]:
         order = drawn_by_first_process(self.sampler)
@@ -162,32 +169,56 @@ class Shares:
 
 
 class Turns:
-    """What a sampler gives to all processes in turn, as often to each of them."""
+    """What a sampler gives to all processes in turn.
 
-    def __init__(self, sampler: Iterable[Any]) -> None:
+    Args:
+        sampler: gives the order.
+        even: whether each process gets as many, and what is left over in the end is left out.
+    """
+
+    def __init__(self, sampler: Iterable[Any], even: bool = True) -> None:
         self.sampler = sampler
+        self.even = even
+
+    @property
+    def num_replicas(self) -> int:
+        """Among how many processes it shares, by the name that torch's ``DistributedSampler`` has for it."""
+        return world_size()
 
     def __iter__(self) -> Iterator[Any]:
         drawn = drawn_by_first_process(self.sampler)
-        yield from drawn[rank() : len(self) * world_size() : world_size()]
+        yield from itertools.islice(drawn[rank() :: world_size()], len(self))
 
     def __len__(self) -> int:
-        return len(self.sampler) // world_size()  # type: ignore[arg-type]
+        return _turns(len(self.sampler), self.even)  # type: ignore[arg-type]
 
 
 class _TurnsOf:
     """The batches of a loader whose data set only iterates, each process taking its turn."""
 
-    def __init__(self, loader: DataLoader[Any]) -> None:
+    def __init__(self, loader: DataLoader[Any], even: bool) -> None:
         self.loader = loader
+        self.even = even
+        self.batch_size = loader.batch_size  # of each process
+
+    @property
+    def num_replicas(self) -> int:
+        """Among how many processes it shares, by the name that torch's ``DistributedSampler`` has for it."""
+        return world_size()
 
     def __iter__(self) -> Iterator[Any]:
         batches = iter(self.loader)
-        while len(turn := list(itertools.islice(batches, world_size()))) == world_size():
-            yield turn[rank()]
+        while turn := list(itertools.islice(batches, world_size())):
+            if len(turn) == world_size() or (len(turn) > rank() and not self.even):
+                yield turn[rank()]
 
     def __len__(self) -> int:
-        return len(self.loader) // world_size()
+        return _turns(len(self.loader), self.even)
+
+
+def _turns(all_of_them: int, even: bool) -> int:
+    """How many of so many are this process's, if they are dealt out in turn."""
+    return all_of_them // world_size() if even else len(range(rank(), all_of_them, world_size()))
 
 
 def drawn_by_first_process(sampler: Iterable[Any]) -> list[Any]:

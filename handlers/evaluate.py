@@ -18,6 +18,7 @@ from torch import nn
 from camshaft.engine.events import Events
 from camshaft.engine.phases import Phase
 from camshaft.engine.used_objects import modules_used_by
+from camshaft.handlers.device import device_of
 from camshaft.handlers.handler import Handler, On
 
 if TYPE_CHECKING:
@@ -96,7 +97,9 @@ class Evaluate(Handler):
     def evaluate(self, engine: Any) -> None:
         """Run the evaluator once."""
         averages: AbstractContextManager[Any] = nullcontext() if self.ema is None else self.ema.applied()
-        with averages, evaluation_mode(self._modules()), torch.inference_mode():
+        # XLA's operators refuse inference tensors.
+        inference_mode = torch.inference_mode(mode=device_of(self.evaluator).type != "xla")
+        with averages, evaluation_mode(self._modules()), inference_mode, torch.no_grad():
             self.evaluator.state.max_epochs = self.evaluator.state.max_iters = None  # a run of its own each time
             self.evaluator.run(self.data, max_epochs=1, epoch_length=self.epoch_length)
         metrics = {self.prefix + name: value for name, value in self.evaluator.state.metrics.items()}

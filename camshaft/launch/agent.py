@@ -9,18 +9,22 @@ It differs in what follows, and in nothing else:
   started again.
 - When ranks start again, they meet at a new store. torch (2.13) lets them find what the dead ones left in the old one,
   so that most restarts fail with "connection refused" (pytorch issues 135712, 167288).
+- It looks after its ranks while it waits for an answer of another host: torch asks, ten times a second, whether more
+  hosts want to join, and when the link is cut it hears and does nothing for minutes, not even when told to end.
 - It keeps how each rank ended (`ending.py`).
 """
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -32,6 +36,7 @@ from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, W
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.api import MultiprocessContext, SubprocessContext
+from torch.distributed.elastic.rendezvous import RendezvousConnectionError
 
 from camshaft.launch.ending import PREEMPTED, Ending, report
 from camshaft.launch.logs import MergedLogs
@@ -45,6 +50,9 @@ GRACE_PERIOD = 30.0
 """Seconds that ranks have to save when they are told to end."""
 _TO_FAIL = 1.0
 _TO_END_AFTER_A_FAILURE = 5.0
+_TO_ANSWER = 0.5
+_TO_PART = 5.0
+_TO_BE_LOST = 60.0
 
 
 class Watch:
@@ -57,6 +65,7 @@ class Watch:
 
     Attributes:
         started: set when the hosts have met, and the ranks start.
+        hosts: how many have met, 0 before they have.
         endings: how the ranks of the last attempt ended.
     """
 
@@ -67,6 +76,7 @@ class Watch:
         self.logs = logs
         self.signals = signals
         self.started = threading.Event()
+        self.hosts = 0
         self.endings: list[Ending] = []
 
 
@@ -81,6 +91,11 @@ class Agent(LocalElasticAgent):
         self._sent: dict[int, set[int]] = {}
         self._killed: dict[int, tuple[float, bool]] = {}  # how long it was waited for, and whether it was stopped
         self._ended_at: dict[int, float] = {}
+        meeting: Any = self._worker_group.spec.rdzv_handler
+        # Weakly, so that its store does not outlive the run in a cycle.
+        weakly, kind = weakref.proxy(meeting), type(meeting)
+        meeting.num_nodes_waiting = _Asked(partial(kind.num_nodes_waiting, weakly), 0, _TO_ANSWER, _TO_BE_LOST)
+        meeting.shutdown = _Asked(partial(kind.shutdown, weakly), False, _TO_PART)
 
     def _rendezvous(self, worker_group: WorkerGroup) -> None:
         handler = worker_group.spec.rdzv_handler
@@ -92,7 +107,9 @@ class Agent(LocalElasticAgent):
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         self._sent, self._killed, self._ended_at = {}, {}, {}
         self._watch.endings = []
+        self._watch.hosts = worker_group.group_world_size or 1
         self._watch.started.set()
+        gc.collect()  # the store of an earlier attempt, whose destructor would crash in a forked rank
         processes: dict[int, Any] = super()._start_workers(worker_group)
         if threading.current_thread() is threading.main_thread():
             for name in self._watch.signals:  # torch before 2.9 takes only the first four
@@ -217,6 +234,48 @@ class Agent(LocalElasticAgent):
                     if file is not None:
                         file.close()
         return self._watch.endings
+
+
+class _Asked:
+    """Asks other hosts in a thread of its own, and gives the last answer while the next one takes longer.
+
+    Args:
+        question: what may take as long as the network does.
+        answer: the first one.
+        patience: seconds to wait for an answer each time.
+        limit: seconds without an answer after which the connection is taken for lost.
+
+    Raises:
+        RendezvousConnectionError: when called, if it is lost.
+    """
+
+    def __init__(self, question: Callable[[], Any], answer: Any, patience: float, limit: float = float("inf")) -> None:
+        self._question = question
+        self._answer = answer
+        self._patience = patience
+        self._limit = limit
+        self._asked_at = 0.0
+        self._error: BaseException | None = None
+        self._thread: threading.Thread | None = None
+
+    def __call__(self) -> Any:
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = threading.Thread(target=self._ask, name="camshaft question", daemon=True)
+            self._asked_at = time.monotonic()
+            self._thread.start()
+        self._thread.join(self._patience)
+        if self._thread.is_alive() and time.monotonic() - self._asked_at > self._limit:
+            raise RendezvousConnectionError(f"no answer from the meeting point for {self._limit:.0f} s")
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+        return self._answer
+
+    def _ask(self) -> None:
+        try:
+            self._answer = self._question()
+        except Exception as error:  # noqa: BLE001 - it is raised where the question came from
+            self._error = error
 
 
 def _is_stopped(pid: int) -> bool:

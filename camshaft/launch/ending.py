@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-__all__ = ["PREEMPTED", "Ending", "exit_status", "first_failure", "report"]
+__all__ = ["PREEMPTED", "Ending", "exit_status", "first_failure", "report", "waited_in_vain"]
 
 PREEMPTED = 75
 """What a rank leaves with that has saved and wants to be started again: ``camshaft.handlers.preemption.PREEMPTED``."""
+
+# How gloo and NCCL say that another rank does not answer or has gone.
+_IN_VAIN = re.compile(r"tim(ed out|eout)|Connection (closed|reset)|Broken pipe|remote process exited", re.IGNORECASE)
 
 
 @dataclass
@@ -119,6 +123,19 @@ def report(endings: Sequence[Ending]) -> str:
     if first.traceback:
         lines.append(first.traceback.rstrip("\n"))
     return "\n".join(lines) + "\n"
+
+
+def waited_in_vain(endings: Sequence[Ending]) -> bool:
+    """Whether all that failed here failed for want of ranks of another host.
+
+    Example:
+        >>> lost = "Traceback (most recent call last):\\nRuntimeError: Timed out waiting 3000ms for recv operation"
+        >>> waited_in_vain([Ending(0, 1, time=2.0, traceback=lost)])
+        True
+    """
+    failures = [ending for ending in endings if ending.failed]
+    stopped = any(ending.waited is not None for ending in endings)
+    return bool(failures) and not stopped and all(_IN_VAIN.search(failure.error) for failure in failures)
 
 
 def _line(ending: Ending, what: str, error: bool = True) -> str:

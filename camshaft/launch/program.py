@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
+import re
 import signal
 import sys
 import threading
@@ -18,10 +20,16 @@ from torch.distributed import DistError
 from torch.distributed.elastic.multiprocessing import SignalException, Std
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import RendezvousError
+from torch.distributed.elastic.rendezvous.utils import (
+    _matches_machine_hostname,
+    _parse_rendezvous_config,
+    parse_rendezvous_endpoint,
+)
 
 from camshaft.launch.agent import GRACE_PERIOD, SIGNALS, Watch, agents_are_ours, quiet_torchrun, signals_given_back
-from camshaft.launch.ending import exit_status, report
+from camshaft.launch.ending import exit_status, first_failure, report, waited_in_vain
 from camshaft.launch.logs import MergedLogs
+from camshaft.launch.meeting import address_towards, interface_of, is_own
 
 __all__ = ["add_arguments", "processes_of_this_machine", "run"]
 
@@ -41,12 +49,16 @@ kills them."""
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Give a parser torchrun's options, with other defaults where said, and ours."""
+    parser.usage = f"{parser.prog} [options] script.py [arguments of the script]"
     parser.epilog = _EPILOG
     for action in torchrun.get_args_parser()._actions:
         if not isinstance(action, argparse._HelpAction):
             parser._add_action(action)
     _change(parser, "nproc_per_node", "1", None, "number of ranks on this host: a number, cpu, gpu, xpu or auto; by "
             "default one for each accelerator, or 1 where there is none")  # fmt: skip
+    _change(parser, "rdzv_backend", "static", None, "how hosts meet; by default c10d where --rdzv-endpoint is given or "
+            "there is one host only, else static, with --master-addr and --node-rank")  # fmt: skip
+    _change(parser, "node_rank", 0, None, "the number of this host among --nnodes; only for --rdzv-backend static")
     _change(parser, "log_dir", None, None, "where to write a file rank_N.log for each rank; lines are added to a file "
             "that is there")  # fmt: skip
     _change(parser, "signals_to_handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT", ",".join(SIGNALS), "signals to pass on to "
@@ -84,15 +96,22 @@ def run(arguments: argparse.Namespace) -> int:
         except KeyboardInterrupt:  # before the ranks were started
             return 128 + signal.SIGINT
         except (RendezvousError, DistError, OSError) as error:
-            reason = _rendezvous_failed(arguments, error)
+            reason = _connection_failed(watch, arguments, error)
     sys.stdout.flush()
+    if watch.hosts > 1 and waited_in_vain(watch.endings):
+        sys.stderr.write("[camshaft] The ranks of this host waited in vain for those of another: see its log, or the "
+                         "link to it. The same command starts the run again.\n")  # fmt: skip
     sys.stderr.write(report(watch.endings) + reason)
     sys.stderr.flush()
-    return exit_status(watch.endings) or (1 if reason else 0)
+    if reason and first_failure(watch.endings) is None:
+        return 1
+    return exit_status(watch.endings)
 
 
 def processes_of_this_machine() -> int:
     """How many processes to start where nobody said: one for each accelerator, or 1 where there is none."""
+    if os.environ.get("PJRT_DEVICE") == "TPU":
+        return int(importlib.import_module("torch_xla").tpu.num_available_chips()) or 1
     # With this check, which asks the driver only, processes that are forked later can still use CUDA.
     before = os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     try:
@@ -116,18 +135,14 @@ def _prepare(arguments: argparse.Namespace) -> Watch:
     try:
         if arguments.nproc_per_node is None:
             arguments.nproc_per_node = str(processes_of_this_machine())
-        with quiet_torchrun():
-            torchrun.determine_local_world_size(arguments.nproc_per_node)
-        fewest, most = torchrun.parse_min_max_nnodes(arguments.nnodes)
-        if not 0 < fewest <= most:
-            raise ValueError(f"--nnodes {arguments.nnodes} is no number of hosts, nor a range such as 1:4.")
+        _check(arguments)
+        _, most = torchrun.parse_min_max_nnodes(arguments.nnodes)
+        _choose_meeting(arguments, most)
     except (ValueError, RuntimeError) as error:
         arguments.error(str(error))
     script = arguments.training_script
     if not (arguments.module or arguments.no_python or Path(script).is_file()):
         arguments.error(f"there is no file {script!r} to run")
-    if most == 1 and arguments.local_addr is None:
-        arguments.local_addr = "127.0.0.1"  # torch would ask for this host's name, which need not resolve
     arguments.run_path = False  # what it does in a process made with multiprocessing, python does in its own
     signals = getattr(arguments, "signals_to_handle", ",".join(SIGNALS)).replace(" ", "").split(",")
     if getattr(arguments, "shutdown_timeout", None) is not None:
@@ -143,6 +158,71 @@ def _prepare(arguments: argparse.Namespace) -> Watch:
     logs = MergedLogs(arguments.log_dir, Std.from_str(arguments.redirects), Std.from_str(arguments.tee), shown or None)
     arguments.log_dir = os.devnull
     return Watch(arguments.grace_period, logs, signals)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Refuse in a sentence what torch would answer with a traceback, or take without a word.
+
+    Raises:
+        ValueError: an option has a value that cannot be.
+        RuntimeError: the accelerators that --nproc-per-node counts are not there.
+    """
+    with quiet_torchrun():
+        processes = torchrun.determine_local_world_size(arguments.nproc_per_node)
+    if processes < 1:
+        raise ValueError(f"--nproc-per-node {arguments.nproc_per_node} starts no process: give at least 1.")
+    if not re.fullmatch(r"\d+(:\d+)?", arguments.nnodes):
+        raise ValueError(f"--nnodes {arguments.nnodes} is no number of hosts, nor a range such as 1:4.")
+    fewest, most = torchrun.parse_min_max_nnodes(arguments.nnodes)
+    if not 0 < fewest <= most:
+        raise ValueError(f"--nnodes {arguments.nnodes} is no number of hosts, nor a range such as 1:4.")
+    if arguments.max_restarts < 0:
+        raise ValueError(f"--max-restarts {arguments.max_restarts} is no number of restarts: give 0 or more.")
+    if arguments.collective_timeout is not None and not arguments.collective_timeout > 0:
+        raise ValueError(f"--collective-timeout {arguments.collective_timeout:g} must be more than 0 seconds.")
+    if not all(rank.strip().isdigit() for rank in arguments.local_ranks_filter.split(",") if rank):
+        raise ValueError(f"--local-ranks-filter {arguments.local_ranks_filter} must be numbers such as 0,1.")
+    parse_rendezvous_endpoint(arguments.rdzv_endpoint, default_port=29400)
+    _parse_rendezvous_config(arguments.rdzv_conf)
+
+
+def _choose_meeting(arguments: argparse.Namespace, most: int) -> None:
+    """Choose how hosts meet where it was left open, and tell torch what it would guess wrongly.
+
+    torch asks for this host's name, which on many machines leads to 127.0.1.1 or nowhere: then no host takes itself for
+    the meeting point, and gloo tells the other hosts to connect to themselves. The way to the meeting point says it
+    better.
+    """
+    if arguments.rdzv_backend is None:
+        by_number = arguments.node_rank is not None or not arguments.rdzv_endpoint
+        if most > 1 and by_number and arguments.node_rank is None:
+            raise ValueError(
+                f"--nnodes {arguments.nnodes} needs a place where the hosts meet: add --rdzv-endpoint HOST:PORT, the "
+                "same on all, with the address of one of them, such as 10.0.0.1:29400."
+            )
+        arguments.rdzv_backend = "static" if by_number else "c10d"
+    arguments.node_rank = arguments.node_rank or 0
+    host, _ = parse_rendezvous_endpoint(arguments.rdzv_endpoint or arguments.master_addr, default_port=29400)
+    is_host: bool | None
+    if most == 1:
+        is_host = is_own(host) or None
+        arguments.local_addr = arguments.local_addr or "127.0.0.1"
+    else:
+        is_host = None if _recognised(host) else is_own(host)
+        arguments.local_addr = arguments.local_addr or address_towards(host)
+        interface = arguments.local_addr and interface_of(arguments.local_addr)
+        if interface:
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+    if is_host is not None and arguments.rdzv_backend == "c10d" and "is_host" not in arguments.rdzv_conf:
+        arguments.rdzv_conf = ",".join(filter(None, [arguments.rdzv_conf, f"is_host={int(is_host)}"]))
+
+
+def _recognised(host: str) -> bool:
+    """Whether torch takes a name or address for this host's by itself."""
+    try:
+        return _matches_machine_hostname(host)
+    except OSError:  # the name of this host does not resolve
+        return False
 
 
 @contextmanager
@@ -169,8 +249,11 @@ def _meeting_point(arguments: argparse.Namespace) -> str:
     )
 
 
-def _rendezvous_failed(arguments: argparse.Namespace, error: BaseException) -> str:
+def _connection_failed(watch: Watch, arguments: argparse.Namespace, error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     first_line, _, _ = str(error).partition("\n")
-    return f"[camshaft] The hosts did not meet: {first_line or type(error).__name__}. {_meeting_point(arguments)}\n"
+    reason = first_line or type(error).__name__
+    if watch.hosts == 0:
+        return f"[camshaft] The hosts did not meet: {reason}. {_meeting_point(arguments)}\n"
+    return f"[camshaft] The connection to the other hosts was lost: {reason}. The same command starts the run again.\n"

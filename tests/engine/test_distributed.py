@@ -4,7 +4,9 @@ import os
 import socket
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch.distributed as dist
@@ -120,6 +122,26 @@ def test_an_environment_that_leaves_something_out_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="says WORLD_SIZE=2, but RANK is not set"):
         initialise()
+
+
+def test_on_a_tpu_tensors_go_through_xla_and_objects_through_gloo_beside_it(monkeypatch):
+    """No TPU is at hand: this says what is called, by the names of torch_xla 2.9, which the real one has as well."""
+    calls = []
+    monkeypatch.setitem(sys.modules, "torch_xla", ModuleType("torch_xla"))
+    monkeypatch.setitem(sys.modules, "torch_xla.distributed", ModuleType("torch_xla.distributed"))
+    monkeypatch.setitem(sys.modules, "torch_xla.distributed.xla_backend", ModuleType("xla_backend"))
+    monkeypatch.setattr(dist, "init_process_group", lambda *args, **options: calls.append((args, options)))
+    monkeypatch.setattr(dist, "new_group", lambda **options: calls.append(options))
+    for name, value in {"RANK": "0", "WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PJRT_DEVICE", "TPU")
+    assert initialise(timeout=5)
+    finalise()
+    timeout = timedelta(seconds=5)
+    assert calls == [
+        (("xla",), {"init_method": "xla://", "timeout": timeout}),
+        {"backend": "gloo", "timeout": timeout},
+    ]
 
 
 TASK = {"SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NTASKS": "4", "SLURM_JOB_ID": "123456"}

@@ -1,7 +1,12 @@
+import importlib.util
+import os
+import subprocess
+import sys
 from collections import OrderedDict, defaultdict, namedtuple
 from dataclasses import dataclass
 from functools import partial
-from types import MappingProxyType
+from pathlib import Path
+from types import MappingProxyType, ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -208,3 +213,93 @@ def test_after_detaching_it_batches_stay_where_they_are(engine_of):
     assert engine.run([torch.ones(2)]).output == "meta"
     device.detach(engine)
     assert engine.run([torch.ones(2)]).output == "cpu"
+
+
+class TestXLA:
+    """What is called of ``torch_xla`` (its names are those of 2.9), by a module in its place that writes it down."""
+
+    @pytest.fixture
+    def calls(self, monkeypatch):
+        calls = []
+        torch_xla = ModuleType("torch_xla")
+        torch_xla.device = lambda index=None: calls.append(f"device({index})") or torch.device("xla", index or 0)
+        torch_xla.sync = lambda: calls.append("sync")
+        torch_xla.core = SimpleNamespace(xla_model=SimpleNamespace())
+        torch_xla.runtime = SimpleNamespace(world_size=lambda: 1, global_ordinal=lambda: 0, local_ordinal=lambda: 0)
+        monkeypatch.setitem(sys.modules, "torch_xla", torch_xla)
+        return calls
+
+    def test_is_asked_for_its_device_and_computes_after_each_iteration_before_anybody_looks(self, engine_of, calls):
+        class Batch:
+            def to(self, device):
+                calls.append(f"batch to {device}")
+                return self
+
+        engine = engine_of(lambda engine, batch: calls.append("step"), Device("xla"))
+        engine.add_event_handler(Events.ITERATION_COMPLETED, lambda: calls.append("metric"))
+        engine.run([Batch(), Batch()])
+        assert calls == ["device(None)", *["batch to xla:0", "step", "sync", "metric"] * 2]
+
+    def test_may_be_one_of_several_devices(self, calls):
+        assert Device("xla:1").device == torch.device("xla:1")
+        assert calls == ["device(1)"]
+
+    def test_has_the_names_that_ignite_asks_for(self, calls):
+        Device("xla")
+        assert sys.modules["torch_xla"].core.xla_model.xrt_world_size() == 1
+
+    def test_is_not_imported_for_another_device(self, calls, monkeypatch):
+        monkeypatch.delitem(sys.modules, "torch_xla")
+        Device("cpu"), Device("meta")
+        assert "torch_xla" not in sys.modules
+
+    def test_that_cannot_be_imported_is_said_with_the_reason(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "torch_xla", None)
+        with pytest.raises(ValueError, match=r"needs torch_xla of the same version as torch.*import of torch_xla"):
+            Device("xla")
+
+
+# In a process of its own, because a device that torch learns of after its first backward is one too many for it.
+ON_XLA = """
+import torch
+from ignite.metrics import Accuracy
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+from camshaft import Device, Engine, Evaluate, GradientClipping, Metrics, OptimizerStep
+
+def train(device):
+    torch.manual_seed(0)
+    inputs = torch.randn(64, 8)
+    data = DataLoader(TensorDataset(inputs, (inputs.sum(1) > 0).long()), batch_size=8)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
+    parameters = list(model.parameters())
+    evaluator = Engine(lambda engine, batch: (model(batch[0]), batch[1]))
+    evaluator.attach(Metrics(accuracy=Accuracy()), Device(device))
+    trainer = Engine(lambda engine, batch: F.cross_entropy(model(batch[0]), batch[1]))
+    trainer.attach(
+        OptimizerStep(torch.optim.SGD(parameters, lr=0.1, momentum=0.9)), Device(device), GradientClipping(1.0),
+        Evaluate(evaluator, data),
+    )
+    state = trainer.run(data, max_epochs=3)
+    assert all(mine is other for mine, other in zip(model.parameters(), parameters, strict=True))
+    return torch.cat([parameter.detach().cpu().flatten() for parameter in parameters]), state
+
+weights, state = train("xla")
+expected, expected_state = train("cpu")
+assert state.output.device.type == "xla"
+assert torch.allclose(weights, expected, atol=1e-6)
+assert state.metrics["val_accuracy"] == expected_state.metrics["val_accuracy"]
+import torch_xla.debug.metrics as metrics
+assert metrics.metric_data("CompileTime")[0] < 10
+assert metrics.metric_data("ExecuteTime")[0] >= 24 + 24  # three epochs of training, and as much evaluation
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torch_xla") is None, reason="torch_xla is not installed")
+def test_on_xlas_own_cpu_device_it_trains_as_on_the_cpu_in_few_graphs():
+    environment = {**os.environ, "PJRT_DEVICE": "CPU", "PYTHONPATH": str(Path(__file__).parents[2])}
+    ended = subprocess.run(
+        [sys.executable, "-c", ON_XLA], env=environment, capture_output=True, encoding="utf-8", timeout=120, check=False
+    )
+    assert ended.returncode == 0, ended.stderr

@@ -78,6 +78,12 @@ class OwnBatches:
     def __iter__(self):
         yield from ([0, 1, 2], [3, 4], [5])
 
+class BatchesOfOne:
+    def __len__(self):
+        return len(data)
+    def __iter__(self):
+        yield from ([sample] for sample in data)
+
 class EpochBatches:
     epoch = None
     def set_epoch(self, epoch):
@@ -89,7 +95,7 @@ class Stream(IterableDataset):
     def __iter__(self):
         yield from data
 
-size = 4 // world
+size = 4 // world if world < 4 else 2  # of two processes, the batches are together those of one
 run("shuffled", DataLoader(data, batch_size=size, shuffle=True))
 run("on ignite", DataLoader(data, batch_size=size, shuffle=True), IgniteEngine)
 run("in workers", DataLoader(data, batch_size=size, shuffle=True, num_workers=1))
@@ -108,11 +114,16 @@ if world > 1:
     run("batch sampler", DataLoader(data, batch_sampler=BatchSampler(DistributedSampler(data), 2, False)))
     run("told the epoch", DataLoader(data, batch_sampler=EpochBatches()), epochs=3)
 
-evaluated = seen["evaluated"] = []
-trainer = Engine(lambda engine, batch: None)
-evaluate = Evaluate(Engine(note(evaluated)), DataLoader(data, batch_size=size), modules=[torch.nn.Linear(1, 1)])
-trainer.attach(evaluate, DistributedSampling())
-trainer.run([0], max_epochs=1)
+def evaluate(name, loader):
+    seen[name] = []
+    trainer = Engine(lambda engine, batch: None)
+    trainer.attach(Evaluate(Engine(note(seen[name])), loader, modules=[torch.nn.Linear(1, 1)]), DistributedSampling())
+    trainer.run([0], max_epochs=1)
+
+evaluate("evaluated", DataLoader(data, batch_size=size))
+evaluate("evaluated stream", DataLoader(Stream(), batch_size=1))
+evaluate("evaluated one by one", DataLoader(data, batch_size=None))
+evaluate("evaluated batches", DataLoader(data, batch_sampler=BatchesOfOne()))
 
 with open(result, "w") as file:
     json.dump(seen, file)
@@ -149,6 +160,14 @@ def one_process(tmp_path_factory):
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
     return seen_by(2, tmp_path_factory.mktemp("two_processes"))
+
+
+@pytest.fixture(scope="module")
+def four_processes(tmp_path_factory):
+    return seen_by(4, tmp_path_factory.mktemp("four_processes"))
+
+
+EVALUATIONS = ["evaluated", "evaluated stream", "evaluated one by one", "evaluated batches"]
 
 
 @pytest.mark.distributed
@@ -198,6 +217,33 @@ class TestOnTwoProcesses:
         for rank, seen in enumerate(two_processes):
             assert seen["told the epoch"] == [[1, 0, rank], [2, 1, rank], [3, 2, rank]]
 
-    def test_an_evaluation_sees_each_sample_once(self, two_processes):
-        evaluated = [sample for seen in two_processes for _, *samples in seen["evaluated"] for sample in samples]
+    @pytest.mark.parametrize("name", EVALUATIONS)
+    def test_an_evaluation_sees_each_sample_once(self, two_processes, name):
+        evaluated = [sample for seen in two_processes for _, *samples in seen[name] for sample in samples]
+        assert sorted(evaluated) == list(range(11))
+
+
+@pytest.mark.distributed
+class TestOnFourProcesses:
+    """Batches of 2 on each, so that 11 samples are one whole batch of all and 3 more, too few to share."""
+
+    @pytest.mark.parametrize("name", ["shuffled", "on ignite", "in workers", "own sampler"])
+    def test_each_sample_is_seen_once_an_epoch_in_as_many_batches_by_all(self, four_processes, name):
+        for epoch in (1, 2):
+            batches = [[samples for of, *samples in seen[name] if of == epoch] for seen in four_processes]
+            assert [len(of_rank) for of_rank in batches] == [1] * 4
+            assert sorted(len(of_rank[0]) for of_rank in batches) == [2, 3, 3, 3]
+            assert sorted(sample for of_rank in batches for samples in of_rank for sample in samples) == list(range(11))
+
+    def test_dropping_the_last_batch_leaves_as_many_samples_to_each(self, four_processes):
+        assert [[len(samples) for _, *samples in seen["drop last"]] for seen in four_processes] == [[2, 2]] * 4
+
+    def test_what_comes_in_turn_is_left_out_where_it_does_not_suffice_for_all(self, four_processes):
+        for rank, seen in enumerate(four_processes):
+            assert seen["single"] == [[epoch, sample] for epoch in (1, 2) for sample in (rank, rank + 4)]
+            assert seen["stream"] == [[1, 2 * rank, 2 * rank + 1]]  # and two batches are left over
+
+    @pytest.mark.parametrize("name", EVALUATIONS)
+    def test_an_evaluation_sees_each_sample_once(self, four_processes, name):
+        evaluated = [sample for seen in four_processes for _, *samples in seen[name] for sample in samples]
         assert sorted(evaluated) == list(range(11))

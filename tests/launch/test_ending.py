@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from camshaft.launch.ending import Ending, exit_status, first_failure, report
+from camshaft.launch.ending import Ending, exit_status, first_failure, report, waited_in_vain
 
 TRACEBACK = "Traceback (most recent call last):\n  File 'x', line 1\nValueError: boom\n"
 
@@ -57,3 +57,24 @@ def test_the_report_names_the_errors_of_the_others_and_ends_with_the_firsts_trac
 def test_of_chained_errors_the_last_is_named():
     chained = TRACEBACK + "\nDuring handling of the above exception, another:\n\n" + TRACEBACK.replace("boom", "last")
     assert Ending(0, 1, 1.0, traceback=chained).error == "ValueError: last"
+
+
+class TestRanksThatFailedForWantOfAnotherHost:
+    LOST = TRACEBACK.replace("ValueError: boom", "RuntimeError: [pair.cc:144] Connection closed by peer [10.0.0.2]:1")
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            "RuntimeError: [gloo/pair.cc:144] Connection closed by peer [10.0.0.2]:1234",
+            "RuntimeError: [gloo/unbound_buffer.cc:78] Timed out waiting 3000ms for recv operation to complete",
+            "torch.distributed.DistBackendError: NCCL error: remote process exited or there was a network error",
+        ],
+    )
+    def test_are_known_by_their_error(self, error):
+        assert waited_in_vain([Ending(0, 1, 1.0, traceback=TRACEBACK.replace("ValueError: boom", error))])
+
+    def test_are_none_if_one_has_an_error_of_its_own_or_did_not_answer(self):
+        lost = Ending(0, 1, 1.0, traceback=self.LOST)
+        assert not waited_in_vain([lost, Ending(1, 1, 1.0, traceback=TRACEBACK)])
+        assert not waited_in_vain([lost, Ending(1, -9, 1.0, sent={9}, waited=1.0)])
+        assert not waited_in_vain([])

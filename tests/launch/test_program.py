@@ -2,6 +2,8 @@
 
 import signal
 import socket
+import sys
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -80,9 +82,30 @@ class TestAFailure:
         ended = launch("trian.py")
         assert ended.returncode == 2
         assert ended.stderr.splitlines()[-1].endswith("error: there is no file 'trian.py' to run")
-        ended = launch("--nnodes", "4:2", program(""))
+
+    @pytest.mark.parametrize(
+        ("options", "error"),
+        [
+            (["--nproc-per-node", "0"], "--nproc-per-node 0 starts no process"),
+            (["--nproc-per-node", "many"], "Unsupported nproc_per_node value: many"),
+            (["--nnodes", "4:2"], "--nnodes 4:2 is no number of hosts"),
+            (["--nnodes", "1:x"], "--nnodes 1:x is no number of hosts"),
+            (["--nnodes", "2"], "--nnodes 2 needs a place where the hosts meet: add --rdzv-endpoint"),
+            (["--max-restarts", "-1"], "--max-restarts -1 is no number of restarts"),
+            (["--collective-timeout", "0"], "--collective-timeout 0 must be more than 0 seconds"),
+            (["--local-ranks-filter", "first"], "--local-ranks-filter first must be numbers"),
+            (["--rdzv-endpoint", "localhost:first"], "must be an integer"),
+            (["--rdzv-conf", "is_host"], "'is_host' must have a value"),
+            (["--grace-period", "long"], "--grace-period: invalid float value: 'long'"),
+            (["--no-such-option"], "unrecognized arguments: --no-such-option"),
+        ],
+    )
+    def test_of_an_option_is_one_line_after_the_usage_and_status_2(self, launch, program, options, error):
+        ended = launch(*options, program(""))
         assert ended.returncode == 2
-        assert "--nnodes 4:2 is no number of hosts" in ended.stderr.splitlines()[-1]
+        usage, line = ended.stderr.splitlines()
+        assert usage.startswith("usage: camshaft")
+        assert error in line
 
 
 class TestARankThatStops:
@@ -93,6 +116,15 @@ class TestARankThatStops:
         assert "[camshaft] Rank 1 did not answer: it was stopped, as SIGSTOP does" in ended.stderr
         assert "Rank 0 was the first to fail" in ended.stderr
         assert "Timed out waiting 2000ms" in ended.stderr.splitlines()[-1]
+
+    def test_may_be_the_first_of_four(self, launch, program):
+        text = TOGETHER + "together()\nif rank == '0': os.kill(os.getpid(), signal.SIGSTOP)\ntogether()"
+        ended = launch("--nproc-per-node", 4, "--collective-timeout", 2, program(text))
+        assert ended.returncode == 1
+        assert "[camshaft] Rank 0 did not answer: it was stopped, as SIGSTOP does" in ended.stderr
+        assert ended.stderr.count("did not answer") == 1
+        assert sum(f"Rank {rank} failed after it: exit status 1" in ended.stderr for rank in (1, 2, 3)) == 2
+        assert "[camshaft] The ranks of this host waited in vain" not in ended.stderr
 
 
 class TestASignal:
@@ -135,7 +167,7 @@ from camshaft import Checkpoint, Engine, Events, Preemption
 def step(engine, batch):
     together()
     time.sleep(0.02)
-engine = Engine(step).attach(Checkpoint("run/" + rank), Preemption())
+engine = Engine(step).attach(Checkpoint("run"), Preemption())
 engine.add_event_handler(Events.ITERATION_COMPLETED(once=2), lambda: print("ready"))
 engine.run(DataLoader(range(10000), num_workers=1))
 """
@@ -144,7 +176,7 @@ engine.run(DataLoader(range(10000), num_workers=1))
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=60)
         assert process.returncode == preemption.PREEMPTED
-        assert all(any((tmp_path / "run" / rank).iterdir()) for rank in "01")
+        assert any((tmp_path / "run").iterdir())
 
     def test_kills_what_lives_on_after_the_grace_period(self, start_ranks, program):
         text = "signal.signal(signal.SIGTERM, signal.SIG_IGN if rank == '1' else signal.SIG_DFL)\nprint('ready')\n"
@@ -175,6 +207,9 @@ class TestRestarts:
 
 
 class TestHosts:
+    def test_of_one_machine_need_no_endpoint_and_no_free_port_of_a_number(self, launch, program):
+        assert launch("--standalone", program("")).returncode == 0
+
     def test_meet_at_an_endpoint_that_one_of_them_was_told_is_its_own(self, start, program):
         script = program("print(os.environ['GROUP_RANK'], rank, os.environ['WORLD_SIZE'])")
         with socket.socket() as free:
@@ -189,16 +224,25 @@ class TestHosts:
         assert [host.returncode for host in hosts] == [0, 0]
         assert sorted(lines) == ["[rank 0] 0 0 2\n", "[rank 1] 1 1 2\n"]
 
-    def test_are_told_when_another_program_has_the_port(self, launch, program):
+    @pytest.mark.parametrize("option", ["--rdzv-endpoint=127.0.0.1:{}", "--master-port={}"])
+    def test_are_told_when_another_program_has_the_port(self, launch, program, option):
         with socket.create_server(("127.0.0.1", 0)) as other:
             port = other.getsockname()[1]
-            endpoint = ("--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-conf", "is_host=1")
-            ended = launch(*endpoint, program(""))
+            ended = launch(option.format(port), program(""))
         assert ended.returncode == 1
         (line,) = ended.stderr.splitlines()
         assert line.startswith("[camshaft] The hosts did not meet: ")
         assert "address already in use" in line
         assert f"127.0.0.1:{port}" in line
+
+
+def test_without_a_number_there_is_a_rank_for_each_chip_of_a_tpu(monkeypatch):
+    torch_xla = ModuleType("torch_xla")  # no TPU is at hand
+    torch_xla.tpu = SimpleNamespace(num_available_chips=lambda: 4)
+    monkeypatch.setitem(sys.modules, "torch_xla", torch_xla)
+    assert launch_program.processes_of_this_machine() != 4  # it is not even asked
+    monkeypatch.setenv("PJRT_DEVICE", "TPU")
+    assert launch_program.processes_of_this_machine() == 4
 
 
 def test_without_a_number_there_is_a_rank_for_each_accelerator_or_one(run, program):
