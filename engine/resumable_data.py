@@ -21,7 +21,7 @@ from camshaft.engine.generators import (
     set_generator_states,
 )
 
-__all__ = ["ResumableData"]
+__all__ = ["ResumableData", "samples_per_iteration"]
 
 
 class ResumableData:
@@ -52,6 +52,7 @@ class ResumableData:
         self._began_at_iteration = 0
         self._at_begin: Mapping[str, Any] | None = None
         self._resume: Mapping[str, Any] | None = None
+        self._resume_at: int | None = None  # the iteration at which it counts
         make_anew = engine._setup_dataloader_iter
 
         def setup_dataloader_iter() -> None:
@@ -74,7 +75,7 @@ class ResumableData:
     def iterator(self, data: Iterable[Any], iteration: int) -> Iterator[Any]:
         """An iterator over ``data`` from its beginning, or from the position that was loaded."""
         self.look_at(data)
-        if self._resume is not None:
+        if self._is_to_be_found(iteration):
             return self._found_again(data, iteration)
         self._began_at_iteration = iteration
         self._at_begin = {
@@ -86,22 +87,39 @@ class ResumableData:
 
     def state_dict(self, engine: IgniteEngine) -> dict[str, Any]:
         """The position after the iteration that was last completed."""
-        if self._resume is not None:  # loaded, but not yet gone to
-            return dict(self._resume)
+        if self._is_to_be_found(engine.state.iteration):
+            return dict(self._resume or {})
         data: Any = engine.state.dataloader
         state = {
             "taken": engine.state.iteration - self._began_at_iteration,
             "at_begin": self._at_begin,
             "generators": generator_states(_generators_of(data))["own"],
             "numbers": self._changed_numbers(data),
+            "samples": samples_per_iteration(data),
         }
         if _keeps_its_position(data) and engine._dataloader_iter is not None:
             state["loader"] = data.state_dict()
         return state
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Let the next iterator begin where ``state`` was taken."""
+    def load_state_dict(self, state: Mapping[str, Any], iteration: int | None = None) -> None:
+        """Let the next iterator begin where ``state`` was taken.
+
+        Args:
+            state: what :meth:`state_dict` gave.
+            iteration: at which that iterator has to be made; one that is made later begins anew.
+        """
         self._resume = state if state["at_begin"] is not None else None
+        self._resume_at = iteration
+
+    def _is_to_be_found(self, iteration: int) -> bool:
+        """Whether a position was loaded but not yet gone to.
+
+        An engine that makes the first iterator by itself (Ignite's DeterministicEngine) has gone on without: what was
+        loaded does not count for the next one.
+        """
+        if self._resume_at not in (None, iteration):
+            self._resume = None
+        return self._resume is not None
 
     def _found_again(self, data: Any, iteration: int) -> Iterator[Any]:
         state, self._resume = self._resume, None
@@ -278,6 +296,17 @@ class _SeededDataset(Dataset[Any]):
 
     def __setattr__(self, name: str, value: Any) -> None:
         setattr(self.dataset, name, value)
+
+
+def samples_per_iteration(data: Any) -> int:
+    """How many samples, or whatever the data counts, all processes that share the data take in one iteration.
+
+    Example:
+        >>> samples_per_iteration(DataLoader([1, 2, 3, 4], batch_size=2)), samples_per_iteration([1, 2])
+        (2, 1)
+    """
+    shared_by = (getattr(part, "num_replicas", None) for part in _parts_of(data).values())
+    return (getattr(data, "batch_size", None) or 1) * next((number for number in shared_by if number), 1)
 
 
 def _is_map_style(data: Any) -> bool:

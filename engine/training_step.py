@@ -54,8 +54,11 @@ class TrainingStep:
         group_size: micro-batches in one optimizer step.
         weight_key: the entry of the returned mapping that weighs a micro-batch in its group.
         stepping: the ``OptimizerStep`` that makes its step just now.
-        exchange_gradients: brings the gradients of several processes together where backward has not: of a group that
-            ended before its last micro-batch.
+        exchanges: bring the gradients of several processes together before a step, where backward has not; each is
+            called with the parameters and whether their group of micro-batches is whole.
+        holding_back: bring the gradients of a group that has begun to the parameters, where they are kept elsewhere
+            until they are exchanged.
+        leaves: where backward leaves the gradient of a parameter that is sharded, by the identity of that parameter.
     """
 
     def __init__(self, engine: IgniteEngine, function: Callable[[Any, Any], Any]) -> None:
@@ -67,7 +70,9 @@ class TrainingStep:
         self.group_size = 1
         self.weight_key: str | None = None
         self.stepping: Backward | None = None
-        self.exchange_gradients: Callable[[list[torch.nn.Parameter]], None] | None = None
+        self.exchanges: list[Callable[[list[torch.nn.Parameter], bool], None]] = []
+        self.holding_back: list[Callable[[], None]] = []
+        self.leaves: dict[int, Callable[[], torch.Tensor | None]] = {}
         if not engine.has_registered_events(StepEvents.FORWARD_STARTED):
             engine.register_events(*StepEvents, event_to_attr=STEP_EVENT_ATTRIBUTES)
         self.moments = {event: _moment(engine, event) for event in StepEvents}

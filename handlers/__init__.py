@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from camshaft.handlers.early_stopping import EarlyStopping
     from camshaft.handlers.ema import EMA
     from camshaft.handlers.evaluate import Evaluate
+    from camshaft.handlers.fully_sharded import FullySharded
     from camshaft.handlers.gradient_accumulation import GradientAccumulation
     from camshaft.handlers.gradient_clipping import GradientClipping
     from camshaft.handlers.handler import Handler, On
@@ -42,6 +43,7 @@ __all__ = [
     "EMA",
     "EarlyStopping",
     "Evaluate",
+    "FullySharded",
     "GradientAccumulation",
     "GradientClipping",
     "Handler",
@@ -68,6 +70,7 @@ _modules = {
     "EMA": "ema",
     "EarlyStopping": "early_stopping",
     "Evaluate": "evaluate",
+    "FullySharded": "fully_sharded",
     "GradientAccumulation": "gradient_accumulation",
     "GradientClipping": "gradient_clipping",
     "Handler": "handler",

@@ -40,6 +40,7 @@ class AMP(Handler):
             engine gets a copy: they step at different times, so each adapts its own scale.
 
     Attributes:
+        dtype: what it computes in.
         scalers: for ``"fp16"``, from the start of the run on, one for each ``OptimizerStep``; checkpoints keep their
             state.
 
@@ -66,6 +67,7 @@ class AMP(Handler):
         if scaler is not None and precision != "fp16":
             raise ValueError(f"AMP({precision!r}) scales no gradients; a scaler goes with AMP('fp16').")
         self.precision = precision
+        self.dtype = _DTYPES[precision]
         self.scalers = [scaler] if scaler is not None else []
         self._loaded: list[dict[str, Any]] = []  # the state of scalers that are not made yet
 
@@ -84,7 +86,7 @@ class AMP(Handler):
     def prepare(self, engine: IgniteEngine) -> None:
         """Put autocast for the engine's device around its step."""
         device_type = device_of(engine).type
-        TrainingStep.of(engine).forward_context = torch.autocast(device_type, dtype=_DTYPES[self.precision])
+        TrainingStep.of(engine).forward_context = torch.autocast(device_type, dtype=self.dtype)
         if self._scales():
             for index, optimizer_step in enumerate(optimizer_steps_of(engine)):
                 optimizer_step.scaler = self._scaler(index, device_type)

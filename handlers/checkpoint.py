@@ -24,7 +24,7 @@ from typing import Any, Literal
 import torch
 from ignite.engine import Engine as IgniteEngine
 
-from camshaft.engine.distributed import world_size
+from camshaft.engine.distributed import initialise, world_size
 from camshaft.engine.engine import Engine
 from camshaft.engine.events import Events
 from camshaft.engine.generators import generator_states
@@ -39,6 +39,7 @@ from camshaft.handlers.checkpoint_contents import (
     stateful_handlers,
     warn_of_forgotten,
 )
+from camshaft.handlers.checkpoint_ranks import Ranks, content_of_rank, write_together
 from camshaft.handlers.checkpoint_store import CheckpointStore, SavedCheckpoint
 from camshaft.handlers.checkpoint_writer import BackgroundWriter
 from camshaft.handlers.ema import unwrapped
@@ -62,6 +63,9 @@ class Checkpoint(Handler):
     data is found. A checkpoint is a directory ``iteration=…`` in ``DIRECTORY/checkpoints`` that is either whole or
     absent, and reads with ``torch.load(".../state.pt", weights_only=True)``.
 
+    On several processes all of them attach it with the same directory and make one checkpoint together, which another
+    number of processes can go on with, too. An error in saving is then raised on each of them.
+
     Args:
         directory: of the run.
         objects: what to keep, by name, where a name is no identifier or is one of the arguments below.
@@ -72,8 +76,9 @@ class Checkpoint(Handler):
         monitor: the name of the value that tells the best.
         mode: ``"min"``, ``"max"``, or ``"auto"`` by the name.
         resume: ``"auto"`` goes on with the newest whole checkpoint there is; ``"never"`` refuses a directory that has
-            one; a path goes on with that checkpoint, or takes over the named objects from a file of Ignite's
-            ``Checkpoint``, and once the directory has a checkpoint of the run that began so, goes on with that.
+            one; a path goes on with that checkpoint, with the newest whole one of the run in that directory, or takes
+            over the named objects from a file of Ignite's ``Checkpoint``, and once this directory has a checkpoint of
+            the run that began so, goes on with that.
         asynchronous: write in the background while training goes on; the state is copied in memory first, on the CPU.
         on_error: what a full disk or the like does to the run: ``"raise"`` ends it, ``"warn"`` lets it go on.
         named: what to keep: ``model=model, optimizer=optimizer``.
@@ -145,6 +150,7 @@ class Checkpoint(Handler):
             On(Events.COMPLETED, Phase.SAVE, "save_finished"),
             On(Events.EXCEPTION_RAISED, Phase.SAVE, "end_writing"),
         )
+        self._ranks = Ranks()  # through which they write together
         self._writer = BackgroundWriter(self._write) if asynchronous else None
         if self._writer is not None:
             self.listens += (On(Events.ITERATION_COMPLETED, Phase.SAVE, "raise_error_of_writing"),)
@@ -171,6 +177,7 @@ class Checkpoint(Handler):
 
     def attach(self, engine: IgniteEngine) -> None:
         super().attach(engine)
+        initialise()  # where a launcher has started several processes
         self._data = ResumableData(engine)
 
     def detach(self, engine: IgniteEngine) -> None:
@@ -217,7 +224,7 @@ class Checkpoint(Handler):
         """Save the end of the run, and wait until it is on the disk."""
         self._save(engine, ",finished")
         self._wait_for_writing()
-        self._lock.release()
+        self._let_go()
 
     def save_now(self, engine: IgniteEngine) -> None:
         """Save where the engine has paused, between two iterations or epochs, and wait until it is on the disk.
@@ -321,9 +328,8 @@ class Checkpoint(Handler):
             ours["monitor"] = self.monitor.state_dict()  # after the value has been read
         content = {**{name: unwrapped(thing).state_dict() for name, thing in self.objects.items()}, OURS: ours}
         write = self._write if self._writer is None else self._writer.write
-        self._attempt(
-            write, f"iteration={state.iteration:08d}{',finished' if finished else moment}", plain(content), metadata
-        )
+        name = f"iteration={state.iteration:08d}{',finished' if finished else moment}"
+        self._attempt(write, name, content_of_rank(plain(content)), metadata)
 
     def _monitored_value(self, engine: IgniteEngine) -> float | None:
         """The monitored value if it is new; within an epoch it need not be there yet."""
@@ -332,8 +338,8 @@ class Checkpoint(Handler):
         return self.monitor.read(engine)
 
     def _write(self, name: str, content: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
-        self.store.write(name, content, metadata)
-        self._prune()
+        write_together(self.store, name, content, metadata, self._ranks)
+        self._ranks.first(self._prune)
 
     def _attempt(self, write: Callable[..., None], *arguments: Any) -> None:
         """Write, or wait for what is being written; an error of the disk is what ``on_error`` makes of it."""
@@ -349,8 +355,8 @@ class Checkpoint(Handler):
             self._attempt(self._writer.wait)
 
     def raise_error_of_writing(self) -> None:
-        """Let an error in the background reach the run."""
-        if self._writer is not None:
+        """Let an error in the background reach the run; on several processes the next save does, on all at once."""
+        if self._writer is not None and world_size() == 1:
             self._attempt(self._writer.raise_error)
 
     def end_writing(self, engine: IgniteEngine, error: BaseException) -> None:
@@ -358,9 +364,13 @@ class Checkpoint(Handler):
         if self._writer is not None:
             try:
                 self._writer.wait()
-            except OSError as second:
+            except (OSError, RuntimeError) as second:  # the latter if another process is gone
                 engine.logger.warning("%s", second)
+        self._let_go()
+
+    def _let_go(self) -> None:
         self._lock.release()
+        self._ranks.leave()
 
     def _prune(self) -> None:
         """Delete what is neither new nor good; the newest, which was just written, always stays."""
@@ -382,18 +392,19 @@ class Checkpoint(Handler):
     # ------------------------------------------------------------------------------------------------ going on
 
     def take_directory(self) -> None:
-        """Take the directory for this process, and clear what a killed one left unfinished."""
-        try:
+        """Take the directory, on the first process for all, and clear what a killed one left unfinished."""
+        self._ranks.leave()
+        if self._writer is not None:
+            self._ranks = Ranks.beside_training()
+        self._ranks.refuse_different(self.directory)
+
+        def take() -> None:
             self._lock.acquire()
-        except BlockingIOError as error:
-            if world_size() == 1:
-                raise
-            raise BlockingIOError(
-                f"{error} Of {world_size()} processes that train together, each needs one of its own, so far: "
-                f"Checkpoint(f'{self.directory}/rank-{{rank}}', ...)."
-            ) from None
-        self.store.clear_leftovers()
-        self._attempt(record_run, self.directory)
+            self.store.clear_leftovers()
+
+        self._ranks.first(take)
+        self._attempt(self._ranks.first, lambda: record_run(self.directory))
+        self._ranks.refuse_unseen(self.directory)
 
     def restore(self, engine: IgniteEngine) -> None:
         """Bring back the newest whole checkpoint, or the one that was asked for, if this run is at its beginning."""
@@ -409,7 +420,7 @@ class Checkpoint(Handler):
         self._bring_back_what_was_reset(engine)
         pending.end(engine)
         if pending.finished:
-            self._lock.release()
+            self._let_go()
 
     def begin_epoch(self, engine: Any) -> None:
         """Note where an epoch begins, and go on after a checkpoint from within it."""

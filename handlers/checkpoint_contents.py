@@ -35,7 +35,8 @@ __all__ = [
     "warn_of_forgotten",
 ]
 
-FORMAT = 1
+FORMAT = 1  # of what one process writes
+FORMAT_OF_SEVERAL = 2  # which has further files; the newest that can be read
 OURS = "camshaft"  # the entry of a checkpoint beside those that the user named
 
 
@@ -134,12 +135,15 @@ class Restored(NamedTuple):
     state: Any
 
 
-def load_all_or_none(everything: list[Restored], path: Path) -> None:
+def load_all_or_none(everything: list[Restored], path: Path) -> Callable[[], None]:
     """Load all states or, if one does not fit, none.
 
     Args:
         everything: the things and their states.
         path: of the checkpoint, for the message.
+
+    Returns:
+        What undoes it.
 
     Raises:
         ValueError: one does not fit; all are as they were.
@@ -148,23 +152,28 @@ def load_all_or_none(everything: list[Restored], path: Path) -> None:
         >>> model, other = nn.Linear(1, 1), nn.Linear(2, 2)
         >>> before = model.weight.item()
         >>> new = [Restored("model", model, nn.Linear(1, 1).state_dict()), Restored("other", other, model.state_dict())]
-        >>> load_all_or_none(new, Path("runs/1"))
+        >>> undo = load_all_or_none(new, Path("runs/1"))
         Traceback (most recent call last):
         ValueError: runs/1 does not fit: 'other' (Linear) cannot take its state: ...
         >>> model.weight.item() == before
         True
     """
     before = [(thing, copy.deepcopy(unwrapped(thing).state_dict())) for _, thing, _ in everything]
+
+    def undo() -> None:
+        for loaded, state_before in before:
+            unwrapped(loaded).load_state_dict(state_before)
+
     for name, thing, state in everything:
         try:
             unwrapped(thing).load_state_dict(state)
         except Exception as error:  # whatever a load_state_dict() of the user raises
-            for loaded, state_before in before:
-                unwrapped(loaded).load_state_dict(state_before)
+            undo()
             raise ValueError(
                 f"{path} does not fit: {name!r} ({type(thing).__name__}) cannot take its state: {error}. Nothing was "
                 "changed. Build it as it was built when it was saved, or choose another directory."
             ) from error
+    return undo
 
 
 def plain(value: Any, where: str = "") -> Any:

@@ -3,6 +3,9 @@
 A checkpoint is written under another name beside its own, with a digest of each file, flushed to the disk, and renamed.
 Reading compares the digests and never runs code from the file. Only reading and writing of a state import torch, so
 that the command line can list checkpoints at once.
+
+Several processes write one checkpoint together by the steps that ``write`` consists of: one begins and commits it, each
+writes files of its own in between.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ __all__ = ["BrokenCheckpointError", "CheckpointStore", "SavedCheckpoint"]
 
 STATE_FILE = "state.pt"
 METADATA_FILE = "metadata.json"
+SHARDS_FOLDER = "shards"  # of tensors whose parts lie on several processes
 _WRITING, _REPLACED = ".writing-", ".replaced-"
 
 
@@ -42,6 +46,7 @@ class SavedCheckpoint(NamedTuple):
         monitor: the name of what is monitored, or None.
         mode: whether the best of it is the ``"min"`` or the ``"max"``.
         origin: the path of the checkpoint, given by hand, from which the run began, or None.
+        processes: how many have saved it together.
     """
 
     path: Path
@@ -53,9 +58,11 @@ class SavedCheckpoint(NamedTuple):
     monitor: str | None = None
     mode: str | None = None
     origin: str | None = None
+    processes: int = 1
 
 
 _Found = tuple[list[SavedCheckpoint], list[str]]  # `list` is something else within the class
+_Files = dict[str, dict[str, Any]]  # the size and the digest of each file
 
 
 class CheckpointStore:
@@ -89,35 +96,70 @@ class CheckpointStore:
         Raises:
             OSError: the disk is full or the directory cannot be written; the message names it.
         """
-        import torch  # noqa: PLC0415 - not for the command line
-
-        final, writing = self.directory / name, self.directory / f"{_WRITING}{name}"
         try:
+            self.begin(name)
+            return self.commit(name, metadata, self.write_file(name, STATE_FILE, state))
+        finally:
+            self.abandon(name)
+
+    def begin(self, name: str) -> None:
+        """Make the directory in which a checkpoint is written."""
+        writing = self.writing(name)
+        with self.telling(name):
             self.directory.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(writing, ignore_errors=True)
             writing.mkdir()
-            with _synced_file(writing / STATE_FILE) as file:
-                digesting: Any = _DigestingFile(file)
-                torch.save(dict(state), digesting)
-            files = {STATE_FILE: {"bytes": digesting.bytes, "sha256": digesting.sha256.hexdigest()}}
+
+    def write_file(self, name: str, file_name: str, state: Mapping[str, Any]) -> _Files:
+        """Write one file of a checkpoint that was begun; returns its entry for :meth:`commit`."""
+        import torch  # noqa: PLC0415 - not for the command line
+
+        with self.telling(name), _synced_file(self.writing(name) / file_name) as file:
+            digesting: Any = _DigestingFile(file)
+            torch.save(dict(state), digesting)
+        return {file_name: {"bytes": digesting.bytes, "sha256": digesting.sha256.hexdigest()}}
+
+    def entry_of(self, name: str, path: Path) -> _Files:
+        """The entry for :meth:`commit` of a file that another library wrote into a checkpoint that was begun."""
+        with self.telling(name):
+            size, digest = _size_and_digest(path)
+        return {path.relative_to(self.writing(name)).as_posix(): {"bytes": size, "sha256": digest}}
+
+    def commit(self, name: str, metadata: Mapping[str, Any], files: _Files) -> Path:
+        """Put a checkpoint in its place, all of whose files are written and flushed."""
+        final, writing = self.directory / name, self.writing(name)
+        with self.telling(name):
             number = 1 + max((checkpoint.number for checkpoint in self.list()), default=0)
             content = {**metadata, "number": number, "files": files}
             with _synced_file(writing / METADATA_FILE) as file:
                 file.write(json.dumps({**content, "sha256": _digest(content)}, indent=1).encode())
-            _sync_directory(writing)
+            for folder in {(writing / file_name).parent for file_name in files} | {writing}:
+                _sync_directory(folder)
             self._put_in_place(writing, final)
+        return final
+
+    def abandon(self, name: str) -> None:
+        """Remove what is left of a checkpoint that was begun."""
+        shutil.rmtree(self.writing(name), ignore_errors=True)
+
+    def writing(self, name: str) -> Path:
+        """The directory in which a checkpoint is written until it is whole."""
+        return self.directory / f"{_WRITING}{name}"
+
+    @contextmanager
+    def telling(self, name: str) -> Iterator[None]:
+        """Within this context, what goes wrong is said in a sentence that names the checkpoint and the space left."""
+        try:
+            yield
         except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a bare RuntimeError
             free = shutil.disk_usage(_existing(self.directory)).free
             raise OSError(
-                f"The checkpoint {final} could not be written: {_reason(error)} ({free / 1e6:.0f} MB are free there). "
-                "Earlier checkpoints are as they were."
+                f"The checkpoint {self.directory / name} could not be written: {_reason(error)} "
+                f"({free / 1e6:.0f} MB are free there). Earlier checkpoints are as they were."
             ) from error
-        finally:
-            shutil.rmtree(writing, ignore_errors=True)
-        return final
 
     def read(self, path: str | os.PathLike[str]) -> dict[str, Any]:
-        """Read a checkpoint's state on the CPU, after comparing its digests.
+        """Read a checkpoint's state on the CPU, after comparing its digests; what is sharded is put together.
 
         Args:
             path: its directory.
@@ -125,18 +167,29 @@ class CheckpointStore:
         Raises:
             BrokenCheckpointError: it is not whole, or not what was written.
         """
-        import torch  # noqa: PLC0415 - not for the command line
-
         path = Path(path)
         self.verify(path)
+        return self._put_together(path, self.load(path, STATE_FILE))
+
+    def load(self, path: Path, file_name: str) -> dict[str, Any]:
+        """Load one file of a checkpoint whose digests are known to be right; of what is sharded, the names."""
+        import torch  # noqa: PLC0415 - not for the command line
+
         try:
-            state: dict[str, Any] = torch.load(path / STATE_FILE, map_location="cpu", weights_only=True)
+            state: dict[str, Any] = torch.load(path / file_name, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             raise BrokenCheckpointError(
-                f"The checkpoint {path} is broken: its digests are right, but {STATE_FILE} does not hold tensors and "
+                f"The checkpoint {path} is broken: its digests are right, but {file_name} does not hold tensors and "
                 f"plain values alone ({_first_line(error)})."
             ) from error
         return state
+
+    def _put_together(self, path: Path, state: dict[str, Any]) -> dict[str, Any]:
+        if not (path / SHARDS_FOLDER).is_dir():
+            return state
+        from camshaft.handlers.sharded_state import read_whole  # noqa: PLC0415 - not for the command line
+
+        return read_whole(path, state)
 
     def verify(self, path: Path) -> None:
         """Compare a checkpoint's digests, without loading its state.
@@ -162,11 +215,14 @@ class CheckpointStore:
         """All checkpoints whose metadata is whole, the oldest first; their states are not read."""
         return self._survey()[0]
 
-    def newest_whole(self, *, running: bool = False) -> tuple[SavedCheckpoint, dict[str, Any]] | None:
+    def newest_whole(
+        self, *, running: bool = False, together: bool = True
+    ) -> tuple[SavedCheckpoint, dict[str, Any]] | None:
         """The newest checkpoint that is whole, with its state; a warning names each newer one that is broken.
 
         Args:
             running: take one of a finished run only if no other is whole.
+            together: put together what is sharded; else its names stand in the state.
 
         Returns:
             None if there is no checkpoint at all.
@@ -179,7 +235,10 @@ class CheckpointStore:
             checkpoints.sort(key=lambda checkpoint: not checkpoint.finished)
         for checkpoint in reversed(checkpoints):
             try:
-                state = self.read(checkpoint.path)
+                self.verify(checkpoint.path)
+                state = self.load(checkpoint.path, STATE_FILE)
+                if together:
+                    state = self._put_together(checkpoint.path, state)
             except BrokenCheckpointError as error:
                 broken.append(str(error))
                 continue
@@ -221,11 +280,19 @@ class CheckpointStore:
             except BrokenCheckpointError as error:
                 broken.append(str(error))
                 continue
-            value, finished = metadata.get("value"), metadata.get("finished", False)
-            more = (metadata.get(key) for key in ("monitor", "mode", "origin"))
-            number = metadata.get("number", 0)
             found.append(
-                SavedCheckpoint(path, metadata["iteration"], metadata["epoch"], value, finished, number, *more)
+                SavedCheckpoint(
+                    path,
+                    metadata["iteration"],
+                    metadata["epoch"],
+                    metadata.get("value"),
+                    metadata.get("finished", False),
+                    metadata.get("number", 0),
+                    metadata.get("monitor"),
+                    metadata.get("mode"),
+                    metadata.get("origin"),
+                    metadata.get("processes", 1),
+                )
             )
         return sorted(found, key=lambda checkpoint: (checkpoint.number, checkpoint.iteration)), broken
 

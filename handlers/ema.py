@@ -22,6 +22,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from camshaft.engine.events import Events, StepEvents
 from camshaft.engine.phases import Phase
+from camshaft.engine.sharded import is_sharded, part_here, reshard, sharded_like, whole_copy
 from camshaft.engine.training_step import TrainingStep
 from camshaft.handlers.handler import Handler, On, handlers_of
 from camshaft.handlers.optimizer_step import OptimizerStep
@@ -143,8 +144,8 @@ class EMA(Handler):
         decay = min(self.decay, self.updates / (self.updates + 1)) if self.warmup else self.decay
         average = get_ema_multi_avg_fn(decay)
         for averages, weights in self._groups:
-            same_type = averages[0].dtype == weights[0].dtype
-            average(averages, weights if same_type else [weight.to(averages[0].dtype) for weight in weights], None)
+            ours, new = [part_here(one) for one in averages], [part_here(weight) for weight in weights]
+            average(ours, [weight.to(ours[0].dtype) for weight in new], None)
         self.updates += 1
         self._refresh_module()
 
@@ -161,9 +162,10 @@ class EMA(Handler):
             RuntimeError: there are no averages yet, because no run has started.
         """
         self._make_ready()
-        weights = [weight for _, group in self._groups for weight in group]
-        averages = [average for group, _ in self._groups for average in group]
+        reshard(self.model)
         with torch.no_grad():
+            weights = [part_here(weight) for _, group in self._groups for weight in group]
+            averages = [part_here(average) for group, _ in self._groups for average in group]
             own = [weight.detach().clone() for weight in weights]
             torch._foreach_copy_(weights, averages)
         self._applied += 1
@@ -171,6 +173,7 @@ class EMA(Handler):
             yield
         finally:
             self._applied -= 1
+            reshard(self.model)  # what an evaluation has put together are the averages
             with torch.no_grad():
                 torch._foreach_copy_(weights, own)
 
@@ -178,12 +181,16 @@ class EMA(Handler):
     def module(self) -> nn.Module:
         """A copy of the model with the averages as its weights, in evaluation mode, without gradients.
 
-        Made when it is first asked for, and up to date from then on.
+        Made when it is first asked for, and up to date from then on. Of a model that ``FullySharded`` has sharded it is
+        made each time, whole, on every process, where all must ask for it.
 
         Raises:
             RuntimeError: there are no averages yet, because no run has started.
         """
         self._make_ready()
+        if any(map(is_sharded, self._averages.values())):
+            with torch.inference_mode(False):
+                return whole_copy(self.model, {**dict(_named_tensors(self.model)), **self._averages})
         if self._module is None:
             with torch.inference_mode(False):
                 self._module = copy.deepcopy(self.model).requires_grad_(False).eval()
@@ -203,12 +210,13 @@ class EMA(Handler):
         # Modules assign new tensors to their buffers, while parameters stay the same objects during a run.
         if self._averages and self._loaded is None and not from_weights and self.buffers == "copy":
             return
+        reshard(self.model)
         weights = self._weights()
         if self._loaded is not None:
             averages: Mapping[str, torch.Tensor] = self._loaded["averages"]
             with torch.inference_mode(False), torch.no_grad():
                 self._averages = {
-                    name: averages[name].detach().to(weight.device, _precise(weight), copy=True)
+                    name: sharded_like(weight, averages[name].detach()).to(weight.device, _precise(weight), copy=True)
                     for name, weight in weights.items()
                 }
             self.updates = self._loaded["updates"]

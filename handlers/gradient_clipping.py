@@ -7,13 +7,16 @@ Listens to:
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from ignite.engine import Engine as IgniteEngine
 
 from camshaft.engine.events import StepEvents
 from camshaft.engine.phases import Phase
+from camshaft.engine.sharded import is_sharded, part_here, whole
 from camshaft.engine.training_step import TrainingStep
 from camshaft.handlers.handler import Handler, On
 from camshaft.handlers.optimizer_step import OptimizerStep, optimizer_steps_of, refuse_reevaluation
@@ -78,10 +81,37 @@ class GradientClipping(Handler):
         stepping = TrainingStep.of(engine).stepping
         assert isinstance(stepping, OptimizerStep)
         parameters = stepping.parameters
-        if self.max_norm is not None:
-            norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_norm, self.norm_type)
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        if any(map(is_sharded, gradients)):
+            norm = norm_over_processes(gradients, self.norm_type)
+            parts: Any = [_WithGradient(part_here(gradient)) for gradient in gradients]
         else:
-            gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
             norm = torch.nn.utils.get_total_norm(gradients, self.norm_type)
-            torch.nn.utils.clip_grad_value_(parameters, self.max_value or 0.0)
+            parts = parameters
+        if self.max_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(parts, self.max_norm, norm)
+        else:
+            torch.nn.utils.clip_grad_value_(parts, self.max_value or 0.0)
         engine.state.metrics["gradient_norm"] = norm
+
+
+class _WithGradient:
+    """Stands for a parameter of which this process holds a part: torch's functions only look at the gradient."""
+
+    def __init__(self, gradient: torch.Tensor) -> None:
+        self.grad = gradient
+
+
+def norm_over_processes(gradients: Iterable[torch.Tensor], norm_type: float) -> torch.Tensor:
+    """The common norm of gradients of which some are sharded, the same on every process; all must call this."""
+    sharded: list[torch.Tensor] = []
+    others: list[torch.Tensor] = []
+    for gradient in gradients:
+        (sharded if is_sharded(gradient) else others).append(gradient)
+    if norm_type == float("inf"):  # which torch does not compute where a process has no element of a gradient
+        parts = [part for gradient in sharded if (part := part_here(gradient)).numel()]
+        norm = torch.nn.utils.get_total_norm(parts, norm_type).to(part_here(sharded[0]).device)
+        dist.all_reduce(norm, dist.ReduceOp.MAX)
+    else:
+        norm = whole(torch.nn.utils.get_total_norm(sharded, norm_type))
+    return torch.nn.utils.get_total_norm([norm, *others], norm_type) if others else norm

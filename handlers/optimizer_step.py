@@ -18,6 +18,7 @@ from ignite.engine import Engine as IgniteEngine
 
 from camshaft.engine.events import Events, StepEvents
 from camshaft.engine.phases import Phase
+from camshaft.engine.sharded import part_here, sharded_like
 from camshaft.engine.training_step import TrainingStep
 from camshaft.handlers.handler import Handler, On, handlers_of
 
@@ -132,6 +133,14 @@ class OptimizerStep(Handler):
                     f"{self!r} and {other!r} share {shared} parameter(s), which would be stepped twice. Give each "
                     "parameter to one of them, or all optimizers of one loss to one: OptimizerStep(a, b)."
                 )
+        function = engine._process_function
+        function = function.function if isinstance(function, TrainingStep) else function
+        if _is_ignites_training_step(function):
+            raise ValueError(
+                f"{self!r} is attached to a trainer of Ignite's create_supervised_trainer, whose step does its own "
+                "backward() and optimizer.step(): leave OptimizerStep out, or write the step as a function that "
+                "returns the loss."
+            )
 
     def __call__(self, loss: torch.Tensor, weight: torch.Tensor | float | None = None) -> None:
         """Do the same by hand, from within the step: backward of ``loss`` and, if its group is whole, the step.
@@ -168,7 +177,7 @@ class OptimizerStep(Handler):
         if len(step.backwards) == 1:
             loss.backward(seed)
         else:  # a generator's loss must leave no gradients in the discriminator
-            loss.backward(seed, inputs=[parameter for parameter in self.parameters if parameter.requires_grad])
+            loss.backward(seed, inputs=self._leaves())
         if self._backward_completed:
             self._backward_completed.fire(engine)
         self._micro_batches += 1
@@ -186,6 +195,13 @@ class OptimizerStep(Handler):
         if self._micro_batches:
             self._make_step(engine)
 
+    def _leaves(self) -> list[torch.Tensor]:
+        """The tensors in a loss's graph that stand for the parameters: themselves, unless they are sharded."""
+        leaves = self._step.leaves
+        trained = [parameter for parameter in self.parameters if parameter.requires_grad]
+        found = [leaves[id(one)]() if id(one) in leaves else one for one in trained]
+        return [leaf for leaf in found if leaf is not None]
+
     def _seed(self, loss: torch.Tensor, weight: torch.Tensor | float | None) -> torch.Tensor:
         """The gradient to start backward from: what dividing or scaling the loss would do, without a node for it."""
         step = self._step
@@ -200,8 +216,8 @@ class OptimizerStep(Handler):
 
     def _make_step(self, engine: Any, closure: Callable[[], torch.Tensor] | None = None) -> None:
         step = self._step
-        if step.exchange_gradients is not None and not step.called_by_hand and self._micro_batches < step.group_size:
-            step.exchange_gradients(self.parameters)
+        for exchange in step.exchanges:
+            exchange(self.parameters, self._micro_batches == step.group_size)
         if self.scaler is not None:
             for optimizer in self.optimizers:
                 self.scaler.unscale_(optimizer)
@@ -261,7 +277,7 @@ class OptimizerStep(Handler):
             factor = step.group_size / self._micro_batches
         else:
             return
-        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        gradients = [part_here(parameter.grad) for parameter in self.parameters if parameter.grad is not None]
         if gradients:
             torch._foreach_mul_(gradients, factor)
 
@@ -269,6 +285,8 @@ class OptimizerStep(Handler):
         """The number of steps and, within a group of micro-batches, what is added up so far."""
         state: dict[str, Any] = {"steps": self.steps}
         if self._micro_batches:
+            for bring_to_parameters in self._step.holding_back:
+                bring_to_parameters()
             state["micro_batches"], state["weight"] = self._micro_batches, self._weight
             state["gradients"] = [parameter.grad for parameter in self.parameters]
         return state
@@ -279,7 +297,8 @@ class OptimizerStep(Handler):
         self._weight = state_dict.get("weight", 0.0)
         gradients = state_dict.get("gradients", [None] * len(self.parameters))
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
-            parameter.grad = None if gradient is None else gradient.to(parameter.device, copy=True)
+            own = None if gradient is None else sharded_like(parameter, gradient)
+            parameter.grad = None if own is None else own.to(parameter.device, copy=True)
         engine: Any = self._engine() if self._engine is not None else None
         if engine is not None:
             engine.state.optimizer_step = self.steps
@@ -308,6 +327,11 @@ def refuse_reevaluation(handler: Handler, engine: IgniteEngine) -> None:
                 f"{handler!r} does not go with {type(step.optimizers[0]).__name__}, which evaluates the loss and its "
                 "gradients several times in one step. Leave it out, or take another optimizer."
             )
+
+
+def _is_ignites_training_step(function: Any) -> bool:
+    name = getattr(function, "__qualname__", "")
+    return getattr(function, "__module__", "") == "ignite.engine" and name.startswith("supervised_training_step")
 
 
 def _requires_closure(optimizer: torch.optim.Optimizer) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,17 +12,19 @@ import torch
 from ignite.engine import Engine as IgniteEngine
 
 from camshaft.engine.generators import set_generator_states
-from camshaft.engine.resumable_data import ResumableData
+from camshaft.engine.resumable_data import ResumableData, samples_per_iteration
 from camshaft.handlers.checkpoint_contents import (
-    FORMAT,
+    FORMAT_OF_SEVERAL,
     OURS,
     Restored,
     load_all_or_none,
     own_generators,
     stateful_handlers,
 )
-from camshaft.handlers.checkpoint_store import CheckpointStore
+from camshaft.handlers.checkpoint_ranks import Ranks, read_for_this_rank
+from camshaft.handlers.checkpoint_store import CheckpointStore, SavedCheckpoint
 from camshaft.handlers.monitor import Monitor
+from camshaft.handlers.world_change import view_for_world
 
 __all__ = ["Resumption"]
 
@@ -90,21 +92,48 @@ class Resumption:
             BrokenCheckpointError: there are some, but none is whole.
         """
         self.pending = None
-        chosen = None if engine.state.iteration or engine.state.epoch else self._chosen(engine.state)
+        if engine.state.iteration or engine.state.epoch:
+            return
+        ranks = Ranks()
+        read: list[dict[str, Any]] = []
+        chosen = ranks.first(lambda: self._chosen(engine.state, read))
         if chosen is None:
             return
-        content, path = chosen
-        objects = self._objects_in(content, path)
-        if OURS not in content:
-            load_all_or_none(objects, path)
+        path, self.origin = chosen
+        undo: list[Callable[[], None]] = []
+
+        def load() -> Pending | None:
+            content = self._read(path, read)
+            objects = self._objects_in(content, path)
+            pending = self._checked(content[OURS], path, engine) if OURS in content else None
+            undo.append(load_all_or_none([*objects, *(pending.handlers if pending else ())], path))
+            return pending
+
+        pending = self._loaded_by_all(ranks, load, undo)
+        if pending is None:
             return
-        pending = self._checked(content[OURS], path, engine)
-        load_all_or_none([*objects, *pending.handlers], path)
         self.pending = pending
         if monitor is not None and pending.ours["monitor"] is not None:
             monitor.load_state_dict(pending.ours["monitor"])
-        data.load_state_dict(pending.ours["data"])
+        data.load_state_dict(pending.ours["data"], pending.ours["engine"]["iteration"])
         _set_state(engine, pending)
+
+    def _loaded_by_all(
+        self, ranks: Ranks, load: Callable[[], Pending | None], undo: list[Callable[[], None]]
+    ) -> Pending | None:
+        """Load on every rank; where it fails on one, all are left as they were."""
+        loaded: list[Pending | None] = []
+
+        def load_here() -> None:  # what it returns would be sent to the others
+            loaded.append(load())
+
+        try:
+            ranks.each(load_here)
+        except Exception:
+            for undo_here in undo:
+                undo_here()
+            raise
+        return loaded[0]
 
     def bring_back_what_was_reset(self, engine: Any) -> Mapping[str, Any] | None:
         """When all handlers have begun the run, or the epoch: their states again, the metrics and the generators.
@@ -124,7 +153,11 @@ class Resumption:
         engine.state.output = pending.ours["output"]
         return rest
 
-    def _chosen(self, state: Any) -> tuple[dict[str, Any], Path] | None:
+    def _chosen(self, state: Any, read: list[dict[str, Any]]) -> tuple[Path, str | None] | None:
+        """The checkpoint to go on with and the path that the run began from; what was read on the way goes to ``read``.
+
+        Only the first rank looks; it has compared the digests.
+        """
         checkpoints = self.store.list()
         if self.resume == "never" and checkpoints:
             raise ValueError(
@@ -133,24 +166,32 @@ class Resumption:
                 "resume='auto'."
             )
         began_elsewhere = self.resume not in ("auto", "never")
-        if began_elsewhere and not (checkpoints and checkpoints[-1].origin == self.resume):
-            self.origin = self.resume
-            return self._read(Path(self.resume)), Path(self.resume)
-        newest = self.store.newest_whole()
-        if newest is not None and newest[0].finished and not _stays_finished(newest[1][OURS]["engine"], state):
-            # The end of the run may have changed it, by bringing back the best weights: go on from before.
-            newest = self.store.newest_whole(running=True)
-        if newest is None:
-            return None
-        self.origin = newest[0].origin
-        return newest[1], newest[0].path
-
-    def _read(self, path: Path) -> dict[str, Any]:
-        """A checkpoint of ours, or a file of Ignite's."""
+        if not began_elsewhere or (checkpoints and checkpoints[-1].origin == self.resume):
+            newest = _newest(self.store, state)
+            if newest is None:
+                return None
+            read.append(newest[1])
+            return newest[0].path, newest[0].origin
+        path = Path(self.resume)
         if not path.exists():
-            raise ValueError(f"There is no checkpoint {path} to go on with: resume is 'auto', 'never', or a path.")
+            raise ValueError(
+                f"There is no checkpoint {path} to go on with: resume is 'auto', 'never', or the path of a checkpoint, "
+                "of a run, or of a file of Ignite's."
+            )
+        if (path / "checkpoints").is_dir():
+            newest = _newest(CheckpointStore(path / "checkpoints"), state)
+            if newest is None:
+                raise ValueError(f"The run {path} has no checkpoint to go on with.")
+            read.append(newest[1])
+            return newest[0].path, self.resume
         if path.is_dir():
-            return self.store.read(path)
+            self.store.verify(path)
+        return path, self.resume
+
+    def _read(self, path: Path, read: list[dict[str, Any]]) -> dict[str, Any]:
+        """A checkpoint of ours, or a file of Ignite's."""
+        if path.is_dir():
+            return read_for_this_rank(self.store, path, read[0] if read else None, self.objects)
         try:
             content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
@@ -173,9 +214,11 @@ class Resumption:
 
     def _checked(self, ours: Mapping[str, Any], path: Path, engine: IgniteEngine) -> Pending:
         """What is to be brought back, if it is of such a run."""
-        if ours["format"] > FORMAT:
+        if ours["format"] > FORMAT_OF_SEVERAL:
             raise ValueError(f"{path} was written by a newer version of Camshaft (format {ours['format']}): upgrade.")
-        saved, state = ours["engine"], engine.state
+        state = engine.state
+        ours = view_for_world(ours, path, state.epoch_length, samples_per_iteration(state.dataloader))
+        saved = ours["engine"]
         if state.epoch_length is not None and saved["epoch_length"] not in (None, state.epoch_length):
             raise ValueError(
                 f"{path} was saved with {saved['epoch_length']} iterations an epoch, but the data has now "
@@ -185,12 +228,23 @@ class Resumption:
         for name in sorted(set(ours["handlers"]) - set(attached)):
             if ours["handlers"][name]:
                 warnings.warn(f"{path} has the state of {name}, but no such handler is attached.", stacklevel=2)
-        handlers = [Restored(name, attached[name], kept) for name, kept in ours["handlers"].items() if name in attached]
+        # In an order that all ranks have, since what handlers do then may need all of them.
+        kept = ours["handlers"]
+        handlers = [Restored(name, handler, kept[name]) for name, handler in attached.items() if name in kept]
         within_epoch = saved["position"] is not None
         finished = saved["finished"] and _stays_finished(saved, state)
         at_max_iters = within_epoch and state.max_iters is not None and saved["iteration"] >= state.max_iters
         ends = not saved["finished"] and bool(saved["should_terminate"] or at_max_iters)
         return Pending(ours, path, handlers, finished, ends, within_epoch and not finished and not ends)
+
+
+def _newest(store: CheckpointStore, state: Any) -> tuple[SavedCheckpoint, dict[str, Any]] | None:
+    """The newest whole checkpoint; if its run has ended but is to be longer now, the newest before that."""
+    newest = store.newest_whole(together=False)
+    if newest is not None and newest[0].finished and not _stays_finished(newest[1][OURS]["engine"], state):
+        # The end of the run may have changed it, by bringing back the best weights: go on from before.
+        newest = store.newest_whole(running=True, together=False)
+    return newest
 
 
 def _set_state(engine: Any, pending: Pending) -> None:

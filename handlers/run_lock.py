@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 import weakref
 from pathlib import Path
 
@@ -15,6 +16,9 @@ except ImportError:  # Windows has no flock; there a second process is not notic
 __all__ = ["RunLock"]
 
 _WITHOUT_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}  # some network file systems
+
+
+_LONGEST_WAIT = 5.0  # seconds, for what a process that is dead by now had forked a moment ago
 
 
 class RunLock:
@@ -47,17 +51,24 @@ class RunLock:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            holder = os.pread(descriptor, 32, 0).decode().strip()
-            os.close(descriptor)
-            if error.errno in _WITHOUT_LOCKS or holder == str(os.getpid()):
-                return
-            raise BlockingIOError(
-                f"The process {holder} is training in {self.path.parent}: wait for it, end it, or choose another "
-                "directory."
-            ) from None
+        end = time.monotonic() + _LONGEST_WAIT
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                holder = os.pread(descriptor, 32, 0).decode().strip()
+                is_held = error.errno not in _WITHOUT_LOCKS and holder != str(os.getpid())
+                if is_held and not _is_alive(holder) and time.monotonic() < end:
+                    time.sleep(0.01)
+                    continue
+                os.close(descriptor)
+                if not is_held:
+                    return
+                raise BlockingIOError(
+                    f"The process {holder} is training in {self.path.parent}: wait for it, end it, or choose another "
+                    "directory."
+                ) from None
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, str(os.getpid()).encode(), 0)
         self._descriptor = descriptor
@@ -70,6 +81,17 @@ class RunLock:
 
     def __del__(self) -> None:
         self.release()
+
+
+def _is_alive(pid: str) -> bool:
+    """Whether there may be such a process; one of another machine is taken for dead."""
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, ValueError):
+        return False
+    except PermissionError:  # it is another user's
+        pass
+    return True
 
 
 _locks: weakref.WeakSet[RunLock] = weakref.WeakSet()

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from camshaft import __version__
+from camshaft.engine.distributed import rank, world_size
 from camshaft.engine.events import Events
 from camshaft.engine.phases import Phase
 from camshaft.handlers.handler import Handler, On
@@ -60,8 +61,9 @@ class RunRecord(Handler):
         self.directory = Path(directory)
 
     def record(self) -> None:
-        """Write the record."""
-        record_run(self.directory)
+        """Write the record; of several processes the first does."""
+        if rank() == 0:
+            record_run(self.directory)
 
 
 def record_run(directory: Path) -> None:
@@ -80,14 +82,26 @@ def record_run(directory: Path) -> None:
         raise OSError(f"The record of the run, {path}, could not be written: {error.strerror}.") from error
 
 
+def _command(processes: int) -> list[str]:
+    """How to start this process again, and with it the others that train with it, whatever has started them."""
+    # By the path of the interpreter: its name alone could mean another one in another shell.
+    command = [sys.executable, *sys.orig_argv[1:]]
+    if processes == 1:
+        return command
+    own = command[2:] if command[1:2] == ["-u"] else command[1:]  # launchers add it
+    return [sys.executable, "-m", "camshaft", "launch", "--nproc-per-node", str(processes), *own]
+
+
 def _how_this_process_was_started() -> dict[str, Any]:
     # A notebook, a prompt and a program that came through standard input cannot be started again by a command.
     interactive = hasattr(sys, "ps1") or "ipykernel" in sys.modules or sys.argv[0] in ("", "-")
+    processes = world_size()
+    on_this_machine = int(os.environ.get("LOCAL_WORLD_SIZE", str(processes)))
     return {
-        # By the path of the interpreter: its name alone could mean another one in another shell.
-        "argv": [sys.executable, *sys.orig_argv[1:]],
+        "argv": _command(processes),
         "cwd": _started_in,
-        "restartable": not interactive and _started_in is not None,
+        "restartable": not interactive and _started_in is not None and on_this_machine == processes,
+        **({"processes": processes} if processes > 1 else {}),
         "python": platform.python_version(),
         "versions": {"camshaft": __version__, **{name: version(name) for name in _DISTRIBUTIONS}},
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),

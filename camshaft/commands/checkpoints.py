@@ -42,6 +42,8 @@ def run(arguments: argparse.Namespace) -> int:
         notes = [f"broken: {reason}" if reason else "whole"]
         if checkpoint is not None:
             notes += ["best"] * (checkpoint is best) + ["finished"] * checkpoint.finished
+            if checkpoint.processes > 1:
+                notes.append(f"of {checkpoint.processes} processes")
         rows.append(Row(path.name, *_position(checkpoint), _size(path), ", ".join(notes)))
     _print_table(rows)
     return int(broken > 0)

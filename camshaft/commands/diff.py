@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from camshaft.commands.run_directory import state_of
+from camshaft.handlers.checkpoint_store import CheckpointStore
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +35,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Print a line for each entry that differs; return 0 if none does, else 1."""
     (path_a, state_a), (path_b, state_b) = state_of(arguments.a), state_of(arguments.b)
     print(f"A  {path_a}\nB  {path_b}")
-    a, b = dict(_entries(state_a)), dict(_entries(state_b))
+    a, b = (
+        dict(_entries({**state, **_states_of_other_ranks(path)}))
+        for path, state in ((path_a, state_a), (path_b, state_b))
+    )
     names = [
         name for name in dict.fromkeys([*a, *b]) if not any(fnmatchcase(name, pattern) for pattern in arguments.ignore)
     ]
@@ -49,6 +53,12 @@ def run(arguments: argparse.Namespace) -> int:
             differing += 1
     print(f"{differing} of {len(names)} entries differ" if differing else f"equal: {len(names)} entries")
     return int(differing > 0)
+
+
+def _states_of_other_ranks(path: Path) -> dict[str, Any]:
+    """What each rank but the first had of its own, where several processes have saved."""
+    store = CheckpointStore(path.parent)
+    return {file.stem: store.load(path, file.name) for file in sorted(path.glob("rank-*.pt"))}
 
 
 def _entries(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

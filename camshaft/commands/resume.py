@@ -40,6 +40,12 @@ def run(arguments: argparse.Namespace) -> int:
         print("To go on, add what makes it longer, such as --max-epochs.")
         return 0
     if not record["restartable"]:
+        processes = record.get("processes", 1)
+        if processes > 1:
+            raise CommandError(
+                f"{arguments.run} was trained by {processes} processes on several machines, or from a notebook or a "
+                "prompt: start them again as they were started."
+            )
         raise CommandError(f"{arguments.run} was started from a notebook or a prompt: run it there again.")
     print(command, flush=True)
     try:

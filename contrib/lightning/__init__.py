@@ -12,12 +12,13 @@ from camshaft.lazy import lazy_names
 if TYPE_CHECKING:
     from camshaft.contrib.lightning.callbacks.callback import Callback
     from camshaft.contrib.lightning.datamodule import LightningDataModule
+    from camshaft.contrib.lightning.logo import cli_lightning_logo
     from camshaft.contrib.lightning.module import LightningModule
     from camshaft.contrib.lightning.trainer import Trainer
     from camshaft.contrib.lightning.utilities.seed import seed_everything
 
 # Literal, because type checkers and editors read it without running anything.
-__all__ = ["Callback", "LightningDataModule", "LightningModule", "Trainer", "seed_everything"]
+__all__ = ["Callback", "LightningDataModule", "LightningModule", "Trainer", "cli_lightning_logo", "seed_everything"]
 
 _names = {
     "Callback": "callbacks.callback",
@@ -25,6 +26,7 @@ _names = {
     "LightningModule": "module",
     "data_loader": "core.decorators",
     "Trainer": "trainer",
+    "cli_lightning_logo": "logo",
     "seed_everything": "utilities.seed",
 }
 # What programs reach as an attribute: `pl.callbacks.ModelCheckpoint`.

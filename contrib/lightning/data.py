@@ -9,7 +9,7 @@ from typing import Any
 from camshaft.contrib.lightning.combined_loader import CombinedLoader
 from camshaft.contrib.lightning.hooks import is_overridden
 
-__all__ = ["Limited", "Source", "batches_in", "evaluation_loaders", "number_of_batches", "training_loader"]
+__all__ = ["Limited", "Source", "Together", "batches_in", "evaluation_loaders", "number_of_batches", "training_loader"]
 
 
 class Source:
@@ -70,9 +70,9 @@ def training_loader(loaders: Any) -> Any:
         TypeError: it cannot be iterated over.
     """
     if isinstance(loaders, CombinedLoader):
-        return _Combined(loaders)
+        return Together(loaders)
     if _is_collection(loaders):
-        return _Combined(CombinedLoader(loaders, "max_size_cycle"))
+        return Together(CombinedLoader(loaders, "max_size_cycle"))
     return _checked(loaders, "train")
 
 
@@ -84,7 +84,7 @@ def evaluation_loaders(loaders: Any, stage: str) -> list[Any]:
     """
     if isinstance(loaders, CombinedLoader):
         if loaders._mode != "sequential":
-            return [_Combined(loaders)]
+            return [Together(loaders)]
         return [_checked(loader, stage) for loader in loaders.flattened]
     if _is_collection(loaders):
         return [_checked(loader, stage) for loader in CombinedLoader(loaders, "sequential").flattened]
@@ -154,7 +154,7 @@ class Limited:
         return itertools.islice(iter(self.data), self.number)
 
 
-class _Combined:
+class Together:
     """The batches of a ``CombinedLoader``, without the numbers that it gives with them."""
 
     def __init__(self, loader: CombinedLoader) -> None:

@@ -88,7 +88,8 @@ class Evaluation:
             return
         self._made_in_epoch = self.trainer.current_epoch
         self.loaders = self.source.request()
-        self._loaders = evaluation_loaders(self.loaders, self.stage.hook_name)
+        loaders = evaluation_loaders(self.loaders, self.stage.hook_name)
+        self._loaders = [self.trainer.strategy.share_of(loader, even=False) for loader in loaders]
         prefix = self.stage.dataloader_prefix
         limit = getattr(self.trainer, f"limit_{prefix}_batches")
         self.max_batches = [number_of_batches(one, limit, f"limit_{prefix}_batches") for one in self._loaders]

@@ -19,6 +19,7 @@ from camshaft.contrib.lightning.utilities.parsing import AttributeDict
 
 __all__ = ["harmless_classes", "is_harmless"]
 
+_DICTIONARIES: tuple[type, ...] = (dict, AttributeDict, OrderedDict)
 _PLAIN = (type(None), bool, int, float, complex, str, bytes)
 
 
@@ -51,7 +52,7 @@ def is_harmless(value: Any) -> bool:
         return True
     if type(value) in {list, tuple, set}:
         return all(map(is_harmless, value))
-    if type(value) in {dict, AttributeDict, OrderedDict}:
+    if type(value) in _DICTIONARIES:
         return all(is_harmless(part) for entry in value.items() for part in entry)
     if isinstance(value, torch.nn.Module):
         return False

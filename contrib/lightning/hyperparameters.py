@@ -264,7 +264,7 @@ def _without_attributes(value: Any) -> Any:
     """The value with ordered dictionaries in the place of those with attributes, which torch's safe reader refuses."""
     if type(value) in {list, tuple}:
         return type(value)(map(_without_attributes, value))
-    if type(value) in {dict, AttributeDict}:
-        kind = OrderedDict if isinstance(value, AttributeDict) else dict
-        return kind((name, _without_attributes(part)) for name, part in value.items())
+    if type(value) is dict or type(value) is AttributeDict:
+        plain = {name: _without_attributes(part) for name, part in value.items()}
+        return OrderedDict(plain) if isinstance(value, AttributeDict) else plain
     return value

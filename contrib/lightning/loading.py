@@ -198,7 +198,7 @@ def hyperparameters_of_file(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if path.suffix.lower() in {".yaml", ".yml"}:
-        import yaml  # noqa: PLC0415 - comes with jsonargparse; nothing else needs it
+        import yaml  # type: ignore[import-untyped]  # noqa: PLC0415 - comes with jsonargparse, and nothing else needs it
 
         return dict(yaml.safe_load(path.read_text("utf-8")) or {})
     if path.suffix.lower() == ".csv":
@@ -287,7 +287,7 @@ class _Saved:
 
         if class_path is not None:
             arguments["_class_path"] = class_path
-        return cast(T, instantiate_module(cls, arguments))
+        return instantiate_module(cls, arguments)
 
 
 def _import_paths(config: Any) -> list[str]:
@@ -306,11 +306,12 @@ def _import_paths(config: Any) -> list[str]:
 
 def _with_attributes(value: Any) -> Any:
     """The value with attributes for its nested dictionaries that had them when they were saved."""
-    if type(value) in {list, tuple}:
-        return type(value)(map(_with_attributes, value))
-    if type(value) in {dict, OrderedDict}:
-        kind = AttributeDict if isinstance(value, OrderedDict) else dict
-        return kind((name, _with_attributes(part)) for name, part in value.items())
+    if type(value) is list or type(value) is tuple:
+        parts = [_with_attributes(part) for part in value]
+        return tuple(parts) if isinstance(value, tuple) else parts
+    if type(value) is dict or type(value) is OrderedDict:
+        nested = {name: _with_attributes(part) for name, part in value.items()}
+        return AttributeDict(nested) if isinstance(value, OrderedDict) else nested
     return value
 
 

@@ -367,14 +367,10 @@ def _size(module: nn.Module, *, only_trained: bool = False) -> int:
 def _unnoticed(model: nn.Module) -> Iterator[None]:
     """Within it, the model is in evaluation mode; afterwards modes and random generators are as before."""
     modes = {module: module.training for module in model.modules()}
-    devices = {parameter.device for parameter in model.parameters() if parameter.device.type not in {"cpu", "meta"}}
-    kind = next(iter(devices)).type if devices else "cuda"
+    devices = [device for device in {parameter.device for parameter in model.parameters()} if device.type == "cuda"]
     model.eval()
     try:
-        with (
-            torch.random.fork_rng([device for device in devices if device.type == kind], device_type=kind),
-            torch.no_grad(),
-        ):
+        with torch.random.fork_rng(devices), torch.no_grad():
             yield
     finally:
         for module, mode in modes.items():

@@ -2,6 +2,6 @@
 
 from camshaft.contrib.lightning.profilers import AdvancedProfiler, PassThroughProfiler, Profiler, SimpleProfiler
 
-__all__ = ["AdvancedProfiler", "BaseProfiler", "PassThroughProfiler", "Profiler", "SimpleProfiler"]
+__all__ = ["AdvancedProfiler", "BaseProfiler", "PassThroughProfiler", "SimpleProfiler"]
 
 BaseProfiler = Profiler

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from camshaft.contrib.lightning.data import Together
 from camshaft.contrib.lightning.devices import root_device
 from camshaft.contrib.lightning.transfer import attach_transfer
 from camshaft.engine.distributed import broadcast, initialise, rank, world_size
@@ -50,6 +51,7 @@ class Strategy:
         self.lightning_module: Any = None
         self.trainer: Any = None
         self._step_module: nn.Module | None = None
+        self._sampling = DistributedSampling()
 
     # -------------------------------------------------------------------------------------------- what callbacks use
 
@@ -159,8 +161,22 @@ class Strategy:
         precision = trainer.precision_settings
         if precision.amp is not None and (evaluation is not None or module.automatic_optimization):
             engine.attach(AMP(precision.amp))
-        if world_size() > 1 and trainer.use_distributed_sampler:
-            engine.attach(DistributedSampling())
+        if evaluation is None and world_size() > 1 and trainer.use_distributed_sampler:
+            engine.attach(self._sampling)
+
+    def share_of(self, loader: Any, *, even: bool) -> Any:
+        """What this process takes of a loader.
+
+        Args:
+            loader: an iterable of batches.
+            even: whether all processes must have the same number of batches.
+        """
+        if world_size() == 1 or not self.trainer.use_distributed_sampler:
+            return loader
+        if isinstance(loader, Together):
+            loader.loader.flattened = [self._sampling._share_of(one, even) for one in loader.loader.flattened]
+            return loader
+        return self._sampling._share_of(loader, even)
 
     def prepare_training(self, engine: Any) -> None:
         """Attach what spreads the model."""

@@ -271,7 +271,7 @@ class Training:
         self._source = source
         self._made_in_epoch = self.epochs_completed
         self.loaders = source.request()
-        loader = training_loader(self.loaders)
+        loader = trainer.strategy.share_of(training_loader(self.loaders), even=True)
         self.num_batches = number_of_batches(loader, trainer.limit_train_batches, "limit_train_batches")
         if batches_in(loader) == float("inf") and self.num_batches != float("inf"):
             loader = Limited(loader, int(self.num_batches))

@@ -231,7 +231,7 @@ class TrainerViews:
     def _batches_ahead(self) -> float:
         """The batches of an epoch, before the training is set up."""
         assert self._train_source is not None
-        loader = training_loader(self._train_source.peek())
+        loader = self.strategy.share_of(training_loader(self._train_source.peek()), even=True)
         return number_of_batches(loader, self.limit_train_batches, "limit_train_batches")
 
     @property

@@ -1,15 +1,9 @@
-import json
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
 
 from camshaft.handlers import DataParallel, OptimizerStep
+from tests.handlers.several_processes import results_of
 
 
 class TestOnOneProcess:
@@ -30,116 +24,110 @@ def test_only_a_module_is_taken():
         DataParallel("model")
 
 
-# 77 samples in batches of 12, that is 7 in an epoch, in groups of 4: neither comes out even.
-PROGRAM = """
-import json, os, sys
-import torch
-from torch import nn
-from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
-from ignite.engine import Engine as IgniteEngine
-from ignite.metrics import Accuracy
-from camshaft import *
-
-torch.set_num_threads(1)
-world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-inputs = torch.randn(77, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-data = TensorDataset(inputs, (inputs.sum(1) > 0).long())
-results = {}
-
-def train(name, engine_class, *more, parallel=True):
-    torch.manual_seed(rank)  # the first process decides where all begin
-    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 2)).double()
-    keys = list(model.state_dict())
-    loader = DataLoader(data, batch_size=12 // world, shuffle=True, drop_last=True)
-    evaluated = []
-
-    def evaluation_step(engine, batch):
-        evaluated.append(len(batch[0]))
-        return model(batch[0]), batch[1]
-
-    evaluator = Engine(evaluation_step).attach(Metrics(accuracy=Accuracy()))
-    trainer = engine_class(lambda engine, batch: F.cross_entropy(model(batch[0]), batch[1]))
-    handlers = [
-        OptimizerStep(torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)), GradientClipping(0.5),
-        Evaluate(evaluator, DataLoader(data, batch_size=12 // world)), DistributedSampling(), *more,
-    ]
-    ema = EMA(model, decay=0.9)
-    handlers += [ema, *([DataParallel(model)] if parallel else [])]
-    for handler in handlers:
-        handler.attach(trainer)
-    try:
-        state = trainer.run(loader, max_epochs=3)
-    except ValueError as error:
-        results[name] = str(error)
-        return
-    results[name] = {
-        "steps": [state.iteration, state.optimizer_step],
-        "weights": torch.cat([weight.flatten() for weight in model.parameters()]).tolist(),
-        "averages": torch.cat([weight.flatten() for weight in ema.module.parameters()]).tolist(),
-        "accuracy": state.metrics["val_accuracy"],
-        "evaluated": sum(evaluated) // 3,
-        "same keys": list(model.state_dict()) == keys,
-    }
-
-train("plain", Engine)
-train("on ignite", IgniteEngine)
-train("accumulating", Engine, GradientAccumulation(4))
-train("without", Engine, parallel=False)
-with open(sys.argv[1], "w") as file:
-    json.dump(results, file)
-"""
+def test_two_for_one_model_are_refused(engine_of):
+    model = nn.Linear(2, 1)
+    engine = engine_of(lambda engine, batch: None, DataParallel(model), DataParallel(model))
+    with pytest.raises(ValueError, match=r"DataParallel.* are attached for the same model: keep one of them"):
+        engine.run([0])
 
 
-def results_of(processes, folder):
-    program = folder / "program.py"
-    program.write_text(PROGRAM)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    started, files = [], [folder / f"{rank}.json" for rank in range(processes)]
-    for rank, file in enumerate(files):
-        if processes > 1:
-            environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
-            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        command = [sys.executable, str(program), str(file)]
-        started.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
-    try:
-        errors = [process.communicate(timeout=120)[1] for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    assert [process.returncode for process in started] == [0] * processes, "\n".join(errors)
-    return [json.loads(file.read_text()) for file in files]
+def test_a_static_graph_beside_several_optimizer_steps_is_refused(engine_of):
+    models = nn.Linear(2, 1), nn.Linear(2, 1)
+    steps = [OptimizerStep(torch.optim.SGD(model.parameters(), lr=0.1)) for model in models]
+    engine = engine_of(lambda engine, batch: None, *steps, DataParallel(models[0], static_graph=True))
+    with pytest.raises(ValueError, match="leave static_graph out"):
+        engine.run([0])
 
 
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory):
-    return results_of(1, tmp_path_factory.mktemp("one_process"))[0]
+    return results_of("data_parallel_program.py", 1, tmp_path_factory.mktemp("one_process"))[0]
 
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
-    return results_of(2, tmp_path_factory.mktemp("two_processes"))
+    return results_of("data_parallel_program.py", 2, tmp_path_factory.mktemp("two_processes"))
+
+
+@pytest.fixture
+def assert_same_weights(one_process, two_processes):
+    """Both processes end with the same bits, and where one ends with batches twice as large."""
+
+    def check(name):
+        first, second = (result[name] for result in two_processes)
+        assert first["weights"] == second["weights"]
+        assert first["weights"] == pytest.approx(one_process[name]["weights"], abs=1e-10)
+
+    return check
 
 
 @pytest.mark.distributed
 class TestOnTwoProcesses:
-    @pytest.mark.parametrize("name", ["plain", "on ignite", "accumulating"])
-    def test_both_end_where_one_process_ends_with_batches_twice_as_large(self, one_process, two_processes, name):
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "plain",
+            "on ignite",
+            "accumulating",
+            "static graph",
+            "static graph, accumulating",
+            "without bucket views",
+        ],
+    )
+    def test_both_end_where_one_process_ends_with_batches_twice_as_large(
+        self, one_process, two_processes, assert_same_weights, name
+    ):
+        assert_same_weights(name)
         for result in two_processes:
             assert result[name]["steps"] == one_process[name]["steps"]
-            assert result[name]["weights"] == pytest.approx(one_process[name]["weights"], abs=1e-10)
             assert result[name]["averages"] == pytest.approx(one_process[name]["averages"], abs=1e-10)
             assert result[name]["accuracy"] == one_process[name]["accuracy"]
-        assert two_processes[0][name]["weights"] == two_processes[1][name]["weights"]
 
     def test_each_sample_is_evaluated_once(self, two_processes):
-        assert sum(result["plain"]["evaluated"] for result in two_processes) == 77
+        assert [result["plain"]["evaluated"] for result in two_processes] == [39, 38]
 
     def test_the_model_keeps_the_names_of_its_weights(self, two_processes):
         assert all(result["plain"]["same keys"] for result in two_processes)
 
+    def test_a_step_that_does_its_own_backward_exchanges_gradients_in_it(self, assert_same_weights):
+        assert_same_weights("own backward")
+
+    @pytest.mark.parametrize("name", ["called twice", "called twice, accumulating"])
+    def test_the_model_may_be_called_several_times_in_a_step(self, assert_same_weights, name):
+        assert_same_weights(name)
+
+    @pytest.mark.parametrize("name", ["parts called", "parts called, accumulating"])
+    def test_a_step_that_calls_only_parts_of_the_model_exchanges_their_gradients(self, assert_same_weights, name):
+        assert_same_weights(name)
+
+    @pytest.mark.parametrize("name", ["used sometimes", "used sometimes, by parts"])
+    def test_a_part_may_be_used_on_one_process_only_if_unused_parameters_are_looked_for(
+        self, assert_same_weights, name
+    ):
+        assert_same_weights(name)
+
+    @pytest.mark.parametrize("name", ["adversaries", "adversaries, accumulating"])
+    def test_two_models_with_an_optimizer_each_are_trained_by_a_step_that_calls_both(self, assert_same_weights, name):
+        assert_same_weights(name)
+
+    def test_one_optimizer_may_step_several_times_a_batch(self, assert_same_weights):
+        assert_same_weights("several steps a batch")
+
+    def test_a_batch_that_is_skipped_in_a_group_leaves_no_gradient_unexchanged(self, assert_same_weights):
+        assert_same_weights("skipped batches")
+
+    def test_each_step_begins_with_the_statistics_of_the_first_process(self, two_processes):
+        first, second = (result["statistics"]["begun"] for result in two_processes)
+        assert len(first) == 12
+        assert first == second
+
+    def test_an_evaluation_uses_the_statistics_of_the_first_process(self, two_processes):
+        first, second = (result["statistics"]["evaluated"] for result in two_processes)
+        assert len(first) == 2
+        assert first == second
+
+    def test_detached_it_leaves_the_model_as_it_was(self, two_processes):
+        assert all(result["detached"] == {"class": True, "calls": True} for result in two_processes)
+
     def test_sharing_data_without_exchanging_gradients_is_refused(self, two_processes):
-        assert all("attach DataParallel(model), too" in result["without"] for result in two_processes)
+        assert all("attach DataParallel(model), too" in result["refused"]["without"] for result in two_processes)

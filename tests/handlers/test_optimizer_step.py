@@ -1,3 +1,4 @@
+import copy
 import weakref
 
 import pytest
@@ -158,8 +159,10 @@ class TestWhatAStepReturns:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         trainer = create_supervised_trainer(model, optimizer, F.cross_entropy)
         OptimizerStep(optimizer).attach(trainer)
-        with pytest.raises(TypeError, match="If it does its own backward"):
+        begun = copy.deepcopy(model.state_dict())
+        with pytest.raises(ValueError, match="whose step does its own backward"):
             trainer.run(make_data())
+        assert all(torch.equal(weight, begun[name]) for name, weight in model.state_dict().items())
 
     def test_the_loss_and_its_graph_are_freed_after_the_step(self, engine_of):
         model, losses = make_model(), []

@@ -29,6 +29,7 @@ from camshaft.handlers import (
     DistributedSampling,
     EarlyStopping,
     Evaluate,
+    FullySharded,
     GradientAccumulation,
     GradientClipping,
     Handler,
@@ -403,5 +404,12 @@ def test_on_one_process_the_data_is_not_shared_nor_the_model_wrapped(training) -
     data = batches()
     training.attach(DistributedSampling(), DataParallel(training.model))
     assert training.trainer.run(data).dataloader is data
+    assert type(training.model) is nn.Linear
+    assert torch.equal(training.model.weight, weights_of_a_loop())
+
+
+@row("camshaft", "FullySharded")
+def test_on_one_process_the_model_is_not_sharded(training) -> None:
+    training.attach(FullySharded(training.model)).run()
     assert type(training.model) is nn.Linear
     assert torch.equal(training.model.weight, weights_of_a_loop())

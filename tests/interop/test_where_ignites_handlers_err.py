@@ -221,7 +221,6 @@ def test_checkpoints_of_a_deterministic_engine_load(tmp_path) -> None:
     assert again.run([0], max_epochs=2).iteration == 2
 
 
-@pytest.mark.xfail(reason="what is kept of the data's position is used again for the second epoch", strict=True)
 def test_a_deterministic_run_goes_on_from_our_checkpoint(tmp_path) -> None:
     def batches_seen(max_epochs: int, directory: Path) -> list[torch.Tensor]:
         torch.manual_seed(3)

@@ -7,16 +7,18 @@ from typing import Any
 
 from torch.utils.data import BatchSampler, SequentialSampler
 
+from camshaft.handlers.distributed_sampling import Shares
+
 __all__ = ["batch_indices"]
 
 
 def batch_indices(loader: Any) -> Iterator[list[int] | None]:
-    """The indices of the samples of each batch, in order; None for each where the loader does not tell.
+    """The indices of the samples of each batch of this process, in order; None for each where it cannot be told.
 
     A sampler that shuffles draws another order each time, so it does not tell; neither do data sets without indices.
 
     Args:
-        loader: a ``DataLoader``, or whatever else gives batches.
+        loader: a ``DataLoader``, or whatever else gives batches; all processes must go through theirs.
 
     Example:
         >>> from torch.utils.data import DataLoader
@@ -26,7 +28,7 @@ def batch_indices(loader: Any) -> Iterator[list[int] | None]:
     """
     batches = getattr(loader, "batch_sampler", None)
     sampler = getattr(batches, "sampler", None)
-    if isinstance(batches, BatchSampler) and (
+    if isinstance(batches, (BatchSampler, Shares)) and (
         isinstance(sampler, SequentialSampler) or getattr(sampler, "shuffle", True) is False
     ):
         yield from batches

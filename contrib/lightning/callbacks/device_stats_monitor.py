@@ -5,6 +5,7 @@ Called before and after each batch of training, validation and testing; it reads
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -91,14 +92,16 @@ class DeviceStatsMonitor(Callback):
         self._log(trainer, "on_test_batch_end", batch_idx)
 
     def _log(self, trainer: Trainer, hook: str, batch_idx: int) -> None:
-        if not is_time_to_log(trainer, batch_idx):
+        has_ended = hook == "on_train_batch_end"
+        if not is_time_to_log(trainer, batch_idx, has_ended=has_ended):
             return
         stats = device_stats(trainer.strategy.root_device)
         if self._logs_cpu:
             stats.update(cpu_stats())
+        step = steps_before(trainer, has_ended=has_ended)
         for logger in trainer.loggers if stats else ():
             prefix = f"{type(self).__qualname__}.{hook}{logger.group_separator}"
-            logger.log_metrics({prefix + name: value for name, value in stats.items()}, step=steps_before(trainer))
+            logger.log_metrics({prefix + name: value for name, value in stats.items()}, step=step)
 
 
 def device_stats(device: torch.device) -> dict[str, float]:
@@ -125,7 +128,7 @@ def cpu_stats() -> dict[str, float]:
         ModuleNotFoundError: psutil is not installed.
     """
     try:
-        import psutil  # noqa: PLC0415 - only who logs these needs it
+        psutil = import_module("psutil")  # only who logs these needs it
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             "DeviceStatsMonitor reads the load of the CPU by psutil, which is not installed: `pip install psutil`, or "

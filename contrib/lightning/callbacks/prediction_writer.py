@@ -63,7 +63,7 @@ class BasePredictionWriter(Callback):
                 f"The write_interval is 'batch', 'epoch' or 'batch_and_epoch', not {write_interval!r}."
             )
         self.interval = WriteInterval(write_interval)
-        self._upcoming: list[Iterator[list[int] | None]] = []
+        self._upcoming: Iterator[list[int] | None] = batch_indices(None)
         self._indices: list[list[list[int] | None]] = []  # of the batches of each loader
         self._predictions: list[list[Any]] = []
 
@@ -104,11 +104,8 @@ class BasePredictionWriter(Callback):
         raise NotImplementedError(f"{type(self).__name__} has no write_on_epoch_end.")
 
     def on_predict_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        loaders = trainer.predict_dataloaders
-        loaders = list(loaders) if isinstance(loaders, (list, tuple)) else [loaders]
-        self._upcoming = [batch_indices(loader) for loader in loaders]
-        self._indices = [[] for _ in loaders]
-        self._predictions = [[] for _ in loaders]
+        self._indices = [[] for _ in trainer.num_predict_batches]
+        self._predictions = [[] for _ in trainer.num_predict_batches]
 
     def on_predict_batch_end(
         self,
@@ -119,7 +116,10 @@ class BasePredictionWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        indices = next(self._upcoming[dataloader_idx], None)
+        if batch_idx == 0:
+            engine = trainer.predict_loop.engine
+            self._upcoming = batch_indices(None if engine is None else engine.state.dataloader)
+        indices = next(self._upcoming)
         if self.interval.on_batch:
             self.write_on_batch_end(trainer, pl_module, outputs, indices, batch, batch_idx, dataloader_idx)
         if self.interval.on_epoch:
@@ -130,4 +130,4 @@ class BasePredictionWriter(Callback):
         if self.interval.on_epoch:
             predictions = self._predictions if len(self._predictions) > 1 else self._predictions[0]
             self.write_on_epoch_end(trainer, pl_module, predictions, self._indices)
-        self._upcoming, self._indices, self._predictions = [], [], []
+        self._indices, self._predictions = [], []

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
@@ -172,7 +173,8 @@ class ModelPruning(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking and not self._prune_on_train_epoch_end:
-            self._run_pruning(trainer.current_epoch)
+            with torch.inference_mode(False):  # masks that training can use
+                self._run_pruning(trainer.current_epoch)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._make_pruning_permanent:
@@ -215,7 +217,7 @@ class ModelPruning(Callback):
             source = original
             if self._resample_parameters and callable(getattr(original, "reset_parameters", None)):
                 source = copy.deepcopy(original)
-                source.reset_parameters()
+                source.reset_parameters()  # type: ignore[operator]
             for pruned, name in self._parameters_to_prune:
                 if pruned is module:
                     self._copy_param(module, source, name)

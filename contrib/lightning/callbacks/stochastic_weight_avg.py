@@ -132,7 +132,7 @@ class StochasticWeightAveraging(Callback):
                 )
             self._swa_epoch_start = int(self._max_epochs * self._swa_epoch_start)
         if self._scheduler_state is not None:
-            self._begin(trainer, pl_module)  # now, because the checkpoint has the state of SWALR in the place of another
+            self._begin(trainer, pl_module)  # now: the state of a schedule that the checkpoint has is that of SWALR
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         epoch = trainer.current_epoch

@@ -219,13 +219,14 @@ class ThroughputMonitor(Callback):
             lengths=None if self.length_fn is None else clock.lengths,
             flops=getattr(pl_module, "flops_per_batch", None),
         )
-        completes_step = stage != RunningStage.TRAINING or (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if completes_step and is_time_to_log(trainer, batch_idx):
+        trains = stage == RunningStage.TRAINING
+        completes_step = not trains or trainer.training_loop is None or trainer.training_loop._stepped
+        if completes_step and is_time_to_log(trainer, batch_idx, has_ended=trains):
             separator = clock.throughput.separator
             metrics = {f"{stage.value}{separator}{name}": rate for name, rate in clock.throughput.compute().items()}
             step = clock.batches
-            if stage == RunningStage.TRAINING:
-                step, metrics["epoch"] = steps_before(trainer), trainer.current_epoch
+            if trains:
+                step, metrics["epoch"] = steps_before(trainer, has_ended=True), trainer.current_epoch
             for logger in trainer.loggers:
                 logger.log_metrics(metrics, step=step)
 
@@ -263,4 +264,5 @@ def measure_flops(
         output = forward_fn()
         if loss_fn is not None:
             loss_fn(output).backward()
-    return counter.get_total_flops()
+    total: int = counter.get_total_flops()
+    return total

@@ -243,7 +243,7 @@ class LightningCLI:
 
     def _plain_configuration(self) -> dict[str, Any]:
         """The configuration as plain values, also of what links have set."""
-        import yaml  # noqa: PLC0415 - comes with jsonargparse
+        import yaml  # type: ignore[import-untyped]  # noqa: PLC0415 - comes with jsonargparse
 
         if not hasattr(self, "config_dump"):
             text = self.parser.dump(self.config, skip_link_targets=False, skip_unset=False, format="yaml")

@@ -19,7 +19,9 @@ __all__ = [
 _LIGHTNINGS = re.compile(r"^(?:lightning\.pytorch|pytorch_lightning)(?=(?:\.\w+)+$)")
 
 if TYPE_CHECKING:
-    from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, class_from_function
+    from jsonargparse import ArgumentParser, Namespace
+    from jsonargparse._actions import ActionConfigFile
+    from jsonargparse.typing import class_from_function
 
     missing: ImportError | None = None
 else:
@@ -59,7 +61,7 @@ def as_dict(config: Any) -> dict[str, Any]:
 def parser_mode() -> str:
     """The way in which configurations are read: as YAML, in which what Lightning's classes are called is ours."""
     from jsonargparse import get_loader, set_loader  # noqa: PLC0415 - may be missing
-    from yaml import YAMLError  # noqa: PLC0415
+    from yaml import YAMLError  # type: ignore[import-untyped]  # noqa: PLC0415
 
     read = get_loader("yaml")
     set_loader("yaml_of_lightning", lambda text: with_our_names(read(text)), (YAMLError,))

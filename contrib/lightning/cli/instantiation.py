@@ -41,6 +41,7 @@ def instantiate_module(class_type: type[T], config: dict[str, Any]) -> T:
         config: its arguments as a command line has kept them, and perhaps ``_class_path``.
     """
     require("A checkpoint of a command line's module")
+    hparams = {**config, "_instantiator": _OWN_NAME}
     parser = ArgumentParser(exit_on_error=False)
     if "_class_path" in config:
         parser.add_subclass_arguments(class_type, "module", fail_untyped=False)
@@ -48,7 +49,12 @@ def instantiate_module(class_type: type[T], config: dict[str, Any]) -> T:
         config = {"class_path": config["_class_path"], "dict_kwargs": arguments}
     else:
         parser.add_class_arguments(class_type, "module", fail_untyped=False)
-    made = parser.instantiate(parser.parse_object({"module": config}))
+
+    def make(made_type: type[T], *args: Any, **kwargs: Any) -> T:
+        with given_hyperparameters(made_type, hparams):  # so that its next checkpoint is like this one
+            return made_type(*args, **kwargs)
+
+    made = parser.instantiate(parser.parse_object({"module": config}), instantiators=[(make, class_type, True)])
     return cast(T, made.module)
 
 

@@ -89,13 +89,14 @@ class LightningArgumentParser(ArgumentParser):
             return list(
                 self.add_subclass_arguments(lightning_class, nested_key, fail_untyped=False, required=required) or ()
             )
-        return self.add_class_arguments(
+        added: list[str] = self.add_class_arguments(
             lightning_class,
             nested_key,
             fail_untyped=False,
             instantiate=not issubclass(lightning_class, Trainer),
             sub_configs=True,
         )
+        return added
 
     def add_optimizer_args(
         self,

@@ -191,6 +191,11 @@ class Net(nn.Module):
 class _BoringStages(LightningDataModule):
     """A data module whose loaders are those of the data sets that ``setup`` has made for each stage."""
 
+    random_train: Any
+    random_val: Any
+    random_test: Any
+    random_predict: Any
+
     def train_dataloader(self) -> Any:
         return _loaders(self.random_train)
 

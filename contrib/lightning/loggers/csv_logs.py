@@ -67,7 +67,7 @@ class CSVLogger(DirectoryLogger):
         """What writes the table."""
         if self._experiment is None:
             self._make_directory()
-            self._experiment = ExperimentWriter(self.log_dir, resumed_at=self._resumed_at)
+            self._experiment = ExperimentWriter(self.log_dir)
         writer: ExperimentWriter = self._experiment
         return writer
 
@@ -80,10 +80,10 @@ class CSVLogger(DirectoryLogger):
             self._saved_at = step
             self.save()
 
+    @rank_zero_only
     def resume_from(self, step: int) -> None:
-        super().resume_from(step)
         self._saved_at = step - 1
-        self._experiment = None
+        self.experiment.resume_from(step)
 
     @rank_zero_only
     def save(self) -> None:
@@ -100,7 +100,6 @@ class ExperimentWriter:
 
     Args:
         log_dir: the directory, which exists.
-        resumed_at: the first step that is new, where a run resumes: rows of it and of later steps are dropped.
 
     Attributes:
         metrics: the rows that wait to be written.
@@ -111,20 +110,33 @@ class ExperimentWriter:
     NAME_METRICS_FILE = "metrics.csv"
     NAME_HPARAMS_FILE = "hparams.yaml"
 
-    def __init__(self, log_dir: str, resumed_at: int | None = None) -> None:
+    def __init__(self, log_dir: str) -> None:
         self.log_dir = log_dir
         self.metrics: list[dict[str, Any]] = []
         self.metrics_keys: list[str] = []
         self.hparams: dict[str, Any] = {}
         self.metrics_file_path = os.path.join(log_dir, self.NAME_METRICS_FILE)  # noqa: PTH118 - a string as Lightning's
         self._path = Path(self.metrics_file_path)
+        self._is_open = False  # the table is this run's
         self._last: set[tuple[int, frozenset[str]]] = set()  # rows of the step before which it resumed
+
+    def resume_from(self, step: int) -> None:
+        """Go on with the table that is there, without the rows of this step and of later ones.
+
+        Args:
+            step: the first that is new.
+        """
+        self.save()
+        self._is_open = True
         if not self._path.exists():
             return
-        if resumed_at is None:
-            self._move_aside()
+        rows = [row for row in self._read() if (row.get("step") or "").isdigit() and int(row["step"]) < step]
+        self._last = {(step - 1, _filled(row)) for row in rows if int(row["step"]) == step - 1}
+        self.metrics_keys = list(rows[0]) if rows else []
+        if rows:
+            self._rewrite(rows)
         else:
-            self._keep_before(resumed_at)
+            self._path.unlink()
 
     def log_hparams(self, params: dict[str, Any]) -> None:
         """Write hyperparameters to ``hparams.yaml``."""
@@ -146,6 +158,9 @@ class ExperimentWriter:
         rows, self.metrics = self.metrics, []
         if not rows:
             return
+        if not self._is_open:
+            self._is_open = True
+            self._move_aside()
         names = {name for row in rows for name in row}
         if not names <= set(self.metrics_keys):
             columns = sorted(names.union(self.metrics_keys))
@@ -169,20 +184,13 @@ class ExperimentWriter:
             table.writerows(rows)
         beside.replace(self._path)
 
-    def _keep_before(self, step: int) -> None:
-        rows = [row for row in self._read() if (row.get("step") or "").isdigit() and int(row["step"]) < step]
-        if not rows:
-            self._path.unlink()
-            return
-        self.metrics_keys = list(rows[0])
-        self._last = {(step - 1, _filled(row)) for row in rows if int(row["step"]) == step - 1}
-        self._rewrite(rows)
-
     def _move_aside(self) -> None:
+        """Keep the table of an earlier run under another name."""
         number = 1
         while (older := self._path.with_name(f"metrics.{number}.csv")).exists():
             number += 1
-        self._path.rename(older)
+        if self._path.exists():
+            self._path.rename(older)
 
 
 def _filled(row: dict[str, Any]) -> frozenset[str]:

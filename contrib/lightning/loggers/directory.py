@@ -52,7 +52,6 @@ class DirectoryLogger(Logger):
         self._version = version
         self._prefix = prefix
         self._experiment: Any = None
-        self._resumed_at: int | None = None
         self.hparams: dict[str, Any] = {}
 
     @property
@@ -89,9 +88,6 @@ class DirectoryLogger(Logger):
         self.hparams.update(as_mapping(params))
         self._make_directory()
         write_yaml(Path(self.log_dir, self.NAME_HPARAMS_FILE), self.hparams)
-
-    def resume_from(self, step: int) -> None:
-        self._resumed_at = step
 
     def _make_directory(self) -> None:
         """Make the directory of this version, or say at once that it cannot be written."""

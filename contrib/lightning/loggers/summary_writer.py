@@ -23,7 +23,6 @@ class EventFileWriter(SummaryWriter):  # type: ignore[misc] # tensorboardX has n
 
     Args:
         directory: which exists.
-        hide_from: the step from which TensorBoard shall hide what earlier files hold, where a run resumes.
         kwargs: ``SummaryWriter``'s.
 
     Example:
@@ -43,10 +42,8 @@ class EventFileWriter(SummaryWriter):  # type: ignore[misc] # tensorboardX has n
     all_writers: Any
     purge_step: int | None
 
-    def __init__(self, directory: str, hide_from: int | None = None, **kwargs: Any) -> None:
+    def __init__(self, directory: str, **kwargs: Any) -> None:
         super().__init__(logdir=directory, **kwargs)
-        if hide_from is not None:
-            self.hide_from(hide_from)
 
     def add_row(self, values: Mapping[str, Any], step: int | None) -> None:
         """Add numbers of one step, all in one event.

@@ -94,7 +94,7 @@ class TensorBoardLogger(DirectoryLogger):
             from camshaft.contrib.lightning.loggers.summary_writer import EventFileWriter  # noqa: PLC0415
 
             self._make_directory()
-            self._experiment = EventFileWriter(self.log_dir, hide_from=self._resumed_at, **self._kwargs)
+            self._experiment = EventFileWriter(self.log_dir, **self._kwargs)
         return self._experiment
 
     @rank_zero_only
@@ -172,10 +172,9 @@ class TensorBoardLogger(DirectoryLogger):
             self.save()
             self._experiment.close()  # it opens another file when there is more to write
 
+    @rank_zero_only
     def resume_from(self, step: int) -> None:
-        super().resume_from(step)
-        if self._experiment is not None:
-            self._experiment.hide_from(step)
+        self.experiment.hide_from(step)
 
 
 def _as_entry(value: Any) -> Any:

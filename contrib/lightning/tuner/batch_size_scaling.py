@@ -138,13 +138,11 @@ def largest(attempt: Callable[[int], float], first: int, *, max_trials: int, max
                 raise
             rank_zero_info(f"Batch size {size} failed.")
             error, failed = raised.with_traceback(None), size  # whose frames hold tensors
-            if succeeded and not bisect:
-                break
         else:
             succeeded = size
             if size >= min(samples, max_val):
                 break
-        if failed and failed - succeeded <= 1:
+        if failed and (failed - succeeded <= 1 or (succeeded and not bisect)):
             break
         size = (succeeded + failed) // 2 if failed else min(2 * size, max_val)
     if not succeeded:

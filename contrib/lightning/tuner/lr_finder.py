@@ -63,7 +63,7 @@ class LRFinder:
         share = 0.0 if step == 0 else (step + 1) / self.num_training
         if self.mode == "linear":
             return self.lr_min + share * (self.lr_max - self.lr_min)
-        return self.lr_min * (self.lr_max / self.lr_min) ** share
+        return self.lr_min * math.pow(self.lr_max / self.lr_min, share)
 
     def suggestion(self, skip_begin: int = 10, skip_end: int = 1) -> float | None:
         """The learning rate at which the loss fell most steeply, None where there are too few points to tell.

@@ -32,9 +32,9 @@ def is_oom_error(exception: BaseException) -> bool:
 
 
 def garbage_collection_cuda() -> None:
-    """Give unused memory back to the accelerator."""
-    gc.collect()
+    """Give unused memory back to the accelerator, where there is one."""
     if torch.cuda.is_available():
+        gc.collect()
         torch.cuda.empty_cache()
 
 
