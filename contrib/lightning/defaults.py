@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
 from camshaft.handlers.handler import Handler
 from camshaft.handlers.logger import Logger as LoggingHandler
 
-__all__ = ["loggers_of", "monitors", "profiler_of", "saves", "with_defaults"]
+__all__ = ["loggers_of", "monitors", "profiler_of", "saves", "show_infos", "with_defaults"]
 
 
 def with_defaults(
@@ -70,12 +71,13 @@ def monitors(callback: Any) -> bool:
     return saves(callback) or isinstance(callback, EarlyStopping)
 
 
-def loggers_of(logger: Any, directory: Path) -> tuple[list[Any], list[Handler]]:
+def loggers_of(logger: Any, directory: Path, *, is_dry: bool = False) -> tuple[list[Any], list[Handler]]:
     """The loggers that ``logger=`` means, and the handlers among them, which are attached to the engine.
 
     Args:
         logger: one, several, False for none, True or None for TensorBoard's.
         directory: where that writes to.
+        is_dry: whether nothing is to be written: loggers that do nothing take their place.
 
     Example:
         >>> loggers_of(False, Path("runs"))
@@ -83,6 +85,10 @@ def loggers_of(logger: Any, directory: Path) -> tuple[list[Any], list[Handler]]:
     """
     if logger is False:
         return [], []
+    if is_dry:
+        from camshaft.contrib.lightning.loggers import DummyLogger  # noqa: PLC0415 - rarely needed
+
+        return [DummyLogger()], []
     if logger is True or logger is None:
         from camshaft.contrib.lightning.loggers import TensorBoardLogger  # noqa: PLC0415 - imports a writer
 
@@ -90,6 +96,15 @@ def loggers_of(logger: Any, directory: Path) -> tuple[list[Any], list[Handler]]:
     given = list(logger) if isinstance(logger, (list, tuple)) else [logger]
     handlers: list[Handler] = [one for one in given if isinstance(one, LoggingHandler)]
     return [one for one in given if not isinstance(one, LoggingHandler)], handlers
+
+
+def show_infos() -> None:
+    """Show what callbacks tell by logging, unless the program has configured logging itself."""
+    logger = logging.getLogger("camshaft.contrib.lightning")
+    if not logging.getLogger().handlers and not logger.handlers:
+        logger.addHandler(logging.StreamHandler())
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
 
 
 def profiler_of(profiler: Any) -> Any:

@@ -49,7 +49,7 @@ class Evaluation:
         self.dataloader_idx = 0
         self._loaders: list[Any] = []
         self._made_in_epoch = -1
-        self._steps_logged = 0
+        self._batches_logged: list[int] = []  # of each loader
         self._outputs: list[Any] | None = None
 
     # ------------------------------------------------------------------------------------------------ before it runs
@@ -94,7 +94,9 @@ class Evaluation:
         limit = getattr(self.trainer, f"limit_{prefix}_batches")
         self.max_batches = [number_of_batches(one, limit, f"limit_{prefix}_batches") for one in self._loaders]
         step = arguments_of_step(getattr(self.hooks.module, self._step_name), len(self._loaders))
-        self._step = old_style.with_step_end(self.hooks.module, self.stage.hook_name, step)
+        self._batches_logged = [0] * len(self._loaders)
+        step = old_style.with_step_end(self.hooks.module, self.stage.hook_name, step)
+        self._step = self.trainer.profiled(step, self._step_name)
 
     # ------------------------------------------------------------------------------------------------ the run
 
@@ -133,12 +135,15 @@ class Evaluation:
     def _run_loaders(self, numbers: list[float]) -> None:
         assert self.engine is not None
         self._outputs = [] if self._epoch_end is not None else None
+        self._logged: list[dict[str, Any]] = []
         self.predictions = [[] for _ in self._loaders]
         for index, (loader, number) in enumerate(zip(self._loaders, numbers, strict=True)):
+            self._logged.append({})
             if number == 0:
                 continue
             self.dataloader_idx = index
             self.results.dataloader_idx = index if len(self._loaders) > 1 else None
+            self.results.in_batches = True
             self.batch_idx = -1
             self.engine.state.max_epochs = self.engine.state.max_iters = None  # a run of its own each time
             known = number_of_batches(loader, None, "") != float("inf")
@@ -148,9 +153,22 @@ class Evaluation:
                 self.engine.run(loader, max_epochs=1, epoch_length=int(number))
             else:
                 self.engine.run(Limited(loader, int(number)), max_epochs=1)
+            self._finish_loader()
             if self._outputs is not None and len(self._loaders) > 1:
                 self._outputs[index:] = [self._outputs[index:]]
         self.results.dataloader_idx = None
+
+    def _finish_loader(self) -> None:
+        """What the batches of a loader came to."""
+        results, trainer = self.results, self.trainer
+        if results.has_steps:
+            trainer.take_metrics(results.metrics())
+        results.in_batches = False
+        results.close_epoch()
+        if self.stage is not RunningStage.PREDICTING and not trainer.sanity_checking:
+            metrics = results.metrics()
+            trainer.take_metrics(metrics)
+            self._logged[-1] = metrics.logged
 
     def _run_step(self, engine: Any, batch: Any) -> Any:
         self.batch_idx += 1
@@ -175,9 +193,10 @@ class Evaluation:
             if self.return_predictions:
                 self.predictions[self.dataloader_idx].append(output)
         elif self.results.has_steps and self.trainer.loggers and not self.trainer.sanity_checking:
-            values = self.results.metrics(on_step=True).logged
-            self.trainer.log_to_loggers(values, self._steps_logged)
-            self._steps_logged += 1
+            metrics = self.results.metrics()
+            self.trainer.take_metrics(metrics)
+            self.trainer.log_to_loggers(metrics.logged, self._batches_logged[self.dataloader_idx])
+            self._batches_logged[self.dataloader_idx] += 1
 
     def _several(self) -> tuple[int, ...]:
         return (self.dataloader_idx,) if len(self._loaders) > 1 else ()
@@ -185,27 +204,16 @@ class Evaluation:
     def _finish(self) -> list[dict[str, Any]]:
         trainer, name = self.trainer, self.stage.hook_name
         results = self.results
-        results.close_epoch()
-        by_loader: list[dict[str, Any]] = [{} for _ in self._loaders]
-        if len(self._loaders) > 1:
-            by_loader = [
-                results.metrics(on_step=False, dataloader_idx=index).callback for index in range(len(self._loaders))
-            ]
-        trainer.take_metrics(results.metrics(on_step=False))
         if self._epoch_end is not None and self._outputs is not None:
             results.hook = f"{name}_epoch_end"
             self._epoch_end(self._outputs)
         self.hooks.call(f"on_{name}_epoch_end")
         results.close_epoch()
-        metrics = results.metrics(on_step=False)
+        metrics = results.metrics()
         trainer.take_metrics(metrics)
-        if len(self._loaders) == 1:
-            by_loader = [metrics.callback]
-        else:
-            of_all = {key: value for key, value in metrics.callback.items() if "/dataloader_idx_" not in key}
-            by_loader = [{**of_all, **own} for own in by_loader]
-        if metrics.logged and not trainer.sanity_checking:
-            trainer.log_to_loggers(metrics.logged, trainer.logging_step)
+        by_loader = [{**own, **metrics.logged} for own in self._logged]
+        if not trainer.sanity_checking and self.stage is not RunningStage.PREDICTING:
+            trainer.log_to_loggers({name: value for logged in by_loader for name, value in logged.items()})
         self.hooks.call(f"on_{name}_end")
         results.end_epoch()
         return [as_numbers(values) for values in by_loader]

@@ -79,20 +79,26 @@ class Results:
         hook: the name of the hook that is called now.
         batch: the batch of the step under way, to find its size where one is needed.
         dataloader_idx: of the loader under way, None where there is one only.
+        in_batches: whether batches are under way, so that values of steps are what is asked for, not those of an epoch.
+
+    Args:
+        training: whether they are those of the training, of which callbacks find the values of steps as well.
 
     Example:
         >>> results = Results()
         >>> results.hook = "validation_step"
         >>> for loss, size in ((1.0, 3), (2.0, 1)):
         ...     results.add("val_loss", torch.tensor(loss), How(), batch_size=size)
-        >>> results.metrics(on_step=False).callback
+        >>> results.metrics().callback
         {'val_loss': tensor(1.2500)}
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, training: bool = False) -> None:
+        self.training = training
         self.hook = ""
         self.batch: Any = None
         self.dataloader_idx: int | None = None
+        self.in_batches = False
         self.has_steps = False  # whether a value of each step is wanted
         self._batch_size: int | None = None
         self._entries: dict[tuple[str, str, int | None], _Entry] = {}
@@ -141,6 +147,11 @@ class Results:
         if on_step and "epoch" in self.hook:
             raise ValueError(f"self.log({name!r}, on_step=True) in {self.hook}(): there is no step; leave it out.")
         index = self.dataloader_idx if how.add_dataloader_idx else None
+        if index is None and any(hook == self.hook and one == name for hook, one, _ in self._entries):
+            raise ValueError(
+                f"self.log({name!r}, add_dataloader_idx=False) was called in {self.hook}() for several loaders, of which "
+                "the last would win: give each a name of its own, or leave add_dataloader_idx out."
+            )
         shown = name if index is None else f"{name}/dataloader_idx_{index}"
         entry = _Entry(name, shown, how, on_step=on_step, on_epoch=on_epoch, metric=_metric_in(value))
         self._entries[self.hook, name, self.dataloader_idx] = entry
@@ -156,29 +167,21 @@ class Results:
             f"{now}. Give the second value another name."
         )
 
-    def metrics(self, *, on_step: bool, dataloader_idx: int | None = None) -> Metrics:
-        """The values as they are now: those of the last step, or the means over the epoch so far.
-
-        Args:
-            on_step: which of the two.
-            dataloader_idx: only those of this loader.
-        """
+    def metrics(self) -> Metrics:
+        """The values as they are now: those of the last step, or the means over the epoch so far, of the loader under way."""
         found = Metrics()
+        on_step = self.in_batches
         for (_, _, index), entry in self._entries.items():
-            if (dataloader_idx is not None and index != dataloader_idx) or not entry.has(on_step=on_step):
+            if index != self.dataloader_idx or not entry.has(on_step=on_step):
                 continue
             value = entry.of_step() if on_step else entry.of_epoch()
-            forked = entry.on_step and entry.on_epoch
-            name = entry.forked_name(on_step=on_step) if forked else entry.shown
+            name = entry.forked_name(on_step=on_step) if entry.on_step and entry.on_epoch else entry.shown
             if entry.how.logger is not False:
                 found.logged[name] = value
-            found.callback[name] = value
+            if self.training or not on_step:
+                found.callback[entry.shown] = found.callback[name] = value
             if entry.how.prog_bar:
                 found.progress_bar[name] = value
-            if forked:
-                found.callback[entry.shown] = value
-                if entry.how.prog_bar:
-                    found.progress_bar[entry.shown] = value
         return found
 
     def close_epoch(self) -> None:
@@ -192,7 +195,7 @@ class Results:
             if entry.metric is not None:
                 entry.metric.reset()
         self._entries.clear()
-        self.has_steps = False
+        self.has_steps = self.in_batches = False
         self.batch = None
 
 

@@ -19,7 +19,7 @@ from torch import nn
 from camshaft.contrib.lightning import old_style
 from camshaft.contrib.lightning.checkpoint_file import read, write
 from camshaft.contrib.lightning.data import Source
-from camshaft.contrib.lightning.defaults import loggers_of, profiler_of, saves, with_defaults
+from camshaft.contrib.lightning.defaults import loggers_of, profiler_of, saves, show_infos, with_defaults
 from camshaft.contrib.lightning.devices import device_ids, kind_of
 from camshaft.contrib.lightning.evaluation import Evaluation
 from camshaft.contrib.lightning.flags import from_old_flags, seconds_of
@@ -176,6 +176,7 @@ class Trainer(TrainerViews):
             {name: value for name, value in (("plugins", plugins), ("model_registry", model_registry)) if value},
             "Trainer",
         )
+        show_infos()
         self.state = TrainerState()
         self.lightning_way = lightning_way
         self.barebones = barebones
@@ -191,7 +192,7 @@ class Trainer(TrainerViews):
             limit_train_batches = limit_val_batches = limit_test_batches = limit_predict_batches = batches
             max_epochs, max_steps, num_sanity_val_steps = 1, batches, 0
             val_check_interval, check_val_every_n_epoch = 1.0, 1
-            logger, enable_checkpointing = False, False
+            enable_checkpointing = False
 
         # ---------------------------------------------------------------------------- how long
         max_steps = -1 if max_steps is None else max_steps  # None was the default once
@@ -281,7 +282,7 @@ class Trainer(TrainerViews):
             may_save=not fast_dev_run,
         )
         self._own_checkpoints = [one for one in self.checkpoint_callbacks if one not in given]
-        self.loggers, handlers = loggers_of(False if fast_dev_run else logger, self._default_root_dir)
+        self.loggers, handlers = loggers_of(logger, self._default_root_dir, is_dry=bool(fast_dev_run))
         self.handlers += handlers
         self.profiler = profiler_of(profiler)
 
@@ -293,10 +294,9 @@ class Trainer(TrainerViews):
         self.validate_loop = Evaluation(self, RunningStage.VALIDATING)
         self.test_loop = Evaluation(self, RunningStage.TESTING)
         self.predict_loop = Evaluation(self, RunningStage.PREDICTING)
-        self.logged_metrics: dict[str, Any] = {}
         self._callback_metrics: dict[str, Any] = {}
+        self._logged_metrics: dict[str, Any] = {}
         self._progress_bar_metrics: dict[str, Any] = {}
-        self.at_epoch_end = False
         self._should_stop = False
         self.received_sigterm = False
         self.ckpt_path: Any = None
@@ -507,7 +507,10 @@ class Trainer(TrainerViews):
         for checkpoint in self._own_checkpoints:
             old_style.monitor_as_then(module, checkpoint)
         self._hooks = hooks = Hooks(self, module)
+        for logger in self.loggers:
+            _ = logger.experiment  # a directory that cannot be written to is told of now
         if self.profiler is not None:
+            self.profiler._lightning_module = module
             self.profiler.setup(stage=fn, local_rank=self.local_rank, log_dir=self.log_dir)
         self._prepare_data(module)
         self._set_up(hooks, fn)
@@ -571,9 +574,7 @@ class Trainer(TrainerViews):
         check_schedulers(setup.schedules, module)
         if not setup.optimizers and module.automatic_optimization:
             warnings.warn("configure_optimizers() returned nothing: this fit changes no weights.", stacklevel=3)
-        self._callback_metrics.clear()
-        self._progress_bar_metrics.clear()
-        self.logged_metrics = {}
+        self._forget_metrics()
         self.training_loop = training = Training(self, hooks, setup)
         self._validation_of(hooks, val)
         self._attach_handlers(training.engine)
@@ -586,6 +587,8 @@ class Trainer(TrainerViews):
         self._check_sanity()
         if not is_old:
             training.setup_data(train)
+        if self.enable_validation:
+            self.validation.setup_data()
         max_epochs = 10**9 if self.max_epochs == -1 else self.max_epochs
         if training.num_batches and max_epochs and self.max_steps != 0:
             module.train()
@@ -629,9 +632,7 @@ class Trainer(TrainerViews):
             self.validation.run(None if steps == -1 else steps)
         self._hooks.call("on_sanity_check_end")
         self.state.stage = stage
-        self._callback_metrics.clear()  # nothing that a callback should see
-        self._progress_bar_metrics.clear()
-        self.logged_metrics = {}
+        self._forget_metrics()  # nothing that a callback should see
 
     def _evaluate(self, what: tuple[Any, ...], given: tuple[Any, ...], *, verbose: bool) -> list[dict[str, Any]]:
         fn, stage, loop = what
@@ -657,7 +658,7 @@ class Trainer(TrainerViews):
                 raise ValueError(f"{type(module).__name__} has no {name}_step(batch, batch_idx), which {fn}() calls.")
             loop.connect(source, hooks, old_style.epoch_end_of(module, name, lambda: loop.results))
             self._log_hyperparameters(module)
-            self._callback_metrics.clear()
+            self._forget_metrics()
             results = loop.run()
             self._end_function(hooks)
         if verbose and self.is_global_zero:
@@ -772,6 +773,9 @@ class Trainer(TrainerViews):
         loaded, self._loaded = self._loaded, None
         if loaded is not None:
             restore_training(self, training, loaded)
+            for logger in self.loggers:
+                if hasattr(logger, "resume_from"):
+                    logger.resume_from(training.batches_stepped)
 
     def _save_when_interrupted(self, name: str) -> Path | None:
         directories = self._checkpoint_directories()
@@ -799,43 +803,53 @@ class Trainer(TrainerViews):
     @property
     def callback_metrics(self) -> dict[str, Any]:
         """What was logged, by name, as tensors: the newest values of steps, and the means of epochs that are over."""
-        if self.training_loop is not None and self.results is self.training_loop.results:
-            self.take_metrics(self.results.metrics(on_step=not self.at_epoch_end))
+        self.take_metrics(self.results.metrics())
         return self._callback_metrics
+
+    @property
+    def logged_metrics(self) -> dict[str, Any]:
+        """What was logged for loggers, by name, as tensors."""
+        self.take_metrics(self.results.metrics())
+        return self._logged_metrics
 
     @property
     def progress_bar_metrics(self) -> dict[str, float]:
         """What a progress bar shows, as numbers."""
-        _ = self.callback_metrics
+        self.take_metrics(self.results.metrics())
         return as_numbers(self._progress_bar_metrics)
 
     def take_metrics(self, metrics: Metrics) -> None:
         """Keep values for those who read them later."""
-        for target, values in (
-            (self._callback_metrics, metrics.callback),
-            (self._progress_bar_metrics, metrics.progress_bar),
-        ):
-            for name, value in values.items():
-                target[name] = value if isinstance(value, torch.Tensor) else torch.tensor(float(value))
+        self._callback_metrics.update(metrics.callback)
+        self._logged_metrics.update(metrics.logged)
+        self._progress_bar_metrics.update(metrics.progress_bar)
+
+    def _forget_metrics(self) -> None:
+        for metrics in (self._callback_metrics, self._logged_metrics, self._progress_bar_metrics):
+            metrics.clear()
 
     def take_metric_values(self, values: Mapping[str, Any]) -> None:
         """Take back what a checkpoint kept of :attr:`callback_metrics`."""
         self._callback_metrics.update(values)
 
-    def log_to_loggers(self, values: Mapping[str, Any], step: int) -> None:
-        """Give values to all loggers."""
-        self.logged_metrics = dict(values)
-        if not self.loggers or not self.is_global_zero:
+    def log_to_loggers(self, values: Mapping[str, Any], step: int | None = None) -> None:
+        """Give values to all loggers.
+
+        Args:
+            values: by name; one that is called ``step`` is the step that they belong to.
+            step: that they belong to; otherwise it is that of the training, and the epoch is among the values.
+        """
+        if not self.loggers or not self.is_global_zero or not values:
             return
-        numbers = {**as_numbers(values), "epoch": self.current_epoch}
+        numbers = as_numbers(values)
+        if step is None and "step" in numbers:
+            step = int(numbers.pop("step"))
+        elif step is None:
+            numbers.setdefault("epoch", self.current_epoch)
+            step = self.training_loop.logging_step if self.training_loop is not None else 0
         for logger in self.loggers:
             logger.log_metrics(metrics=dict(numbers), step=step)
             logger.save()
-
-    @property
-    def logging_step(self) -> int:
-        """The step that loggers are told at the end of an epoch or a validation."""
-        return max(0, self.training_loop.batches_stepped - 1) if self.training_loop is not None else 0
 
     def _log_hyperparameters(self, module: Any) -> None:
         if not self.enable_autolog_hparams or not self.loggers:

@@ -61,6 +61,7 @@ class Training:
         results: what was logged in this epoch.
         batch_idx: of the batch under way, or done last, within its epoch.
         batches_stepped: how many batches ended with an optimizer's step.
+        logging_step: the same as loggers are told: that of a batch counts once all that belongs to it is done.
         epoch_end: how far the end of the epoch is, None while its batches are under way.
     """
 
@@ -69,10 +70,12 @@ class Training:
         self.hooks = hooks
         self.module = hooks.module
         self.configured = configured
-        self.results = Results()
+        self.results = Results(training=True)
         self.batch_idx = -1
         self.total_batches = 0
         self.batches_stepped = 0
+        self.logging_step = 0
+        self.batches_before_epoch = 0
         self.epochs_completed = 0
         self.num_batches: float = 0
         self.val_check_batch: float | None = None
@@ -170,7 +173,11 @@ class Training:
             self.results.hook = "training_step"
             output = old_style.loss_of_step(self.module, self._call(batch, *index), self.results)
             outputs[:] = [without_graph(output)]
-            return TrainingStep.of(engine)._loss_of(output)[0] if output is not None else None
+            if output is None:
+                return None
+            if index:  # of several optimizers, each of which is called by hand
+                return output["loss"] if isinstance(output, Mapping) else output
+            return TrainingStep.of(engine)._loss_of(output)[0]
 
         step.step_with_closure(engine, evaluate)
         return outputs[0] if outputs else None
@@ -334,7 +341,7 @@ class Training:
         subscribe(engine, Events.ITERATION_COMPLETED, self._finish_batch, Phase.MEASURE)
         subscribe(engine, Events.EPOCH_COMPLETED, self._finish_epoch, Phase.EVALUATE)
         self._ends_by_steps = trainer.max_steps != -1
-        self._logs = bool(trainer.loggers)
+        self._logs = trainer.log_every_n_steps if trainer.loggers else 0
 
     def run(self, max_epochs: int) -> None:
         """Train."""
@@ -356,14 +363,15 @@ class Training:
 
     def _begin_epoch(self, engine: Any) -> None:
         if self.at is None:
-            self.batch_idx = -1
             self._reload_data()
-        else:
-            self.batch_idx = self.at - 1
         self.epoch_end = None
+        self.logging_step = self.batches_stepped
         self._outputs = [] if is_overridden("training_epoch_end", self.module) else None
         self.trainer.training = True
         self.hooks.call("on_train_epoch_start")
+        self.batch_idx = -1 if self.at is None else self.at - 1
+        self.batches_before_epoch = self.total_batches - self.batch_idx - 1
+        self.results.in_batches = True
         if self.at is not None:
             self.at = None
             self._bring_back_generators()
@@ -374,7 +382,8 @@ class Training:
             set_generator_states({"own": {}, **states})
 
     def _begin_batch(self, engine: Any) -> None:
-        batch, index = engine.state.batch, self.batch_idx + 1
+        batch = engine.state.batch
+        self.batch_idx = index = self.batch_idx + 1  # as the hooks are to find it; the step counts it for good
         skips = False
         of_callbacks, of_module = self._batch_start
         self.results.begin_batch(batch)
@@ -382,6 +391,7 @@ class Training:
             hook(batch, index)
         for hook in of_module:
             skips = hook(batch, index) == -1
+        self.batch_idx -= 1
         if skips:
             self._skipped = True
             engine.terminate_epoch()
@@ -391,6 +401,7 @@ class Training:
         self.total_batches += 1
         steps = self.steps
         self._stepped = not steps or any(step._micro_batches == 0 for step in steps)
+        self.logging_step = self.batches_stepped
         self.batches_stepped += self._stepped
         is_last = state.epoch_length == self.batch_idx + 1
         if self._step_schedules:
@@ -407,21 +418,21 @@ class Training:
                 hook(outputs, state.batch, self.batch_idx)
         if self._outputs is not None:
             self._outputs.append(_as_outputs(state.output))
-        if self._stepped and self._logs and self.batches_stepped % self.trainer.log_every_n_steps == 0:
-            self._log_step()
+        if self._logs and self._stepped:
+            if self.batches_stepped % self._logs == 0 or self.trainer.should_stop:
+                metrics = self.results.metrics()
+                self.trainer.take_metrics(metrics)
+                self.trainer.log_to_loggers(metrics.logged)
         if not is_last and self._is_time_to_validate():
             self._validate()
         if self._step_schedules and self._stepped:
             step_schedules(self.trainer, self._step_schedules, "step", on_plateau=True)
+        if not is_last:
+            self.logging_step = self.batches_stepped
         if self._ends_by_steps and self.trainer.global_step >= self.trainer.max_steps:
             engine.terminate_epoch()
         elif self.trainer.should_stop:
             self.trainer.stop_if_possible()
-
-    def _log_step(self) -> None:
-        values = self.results.metrics(on_step=True).logged
-        if values:
-            self.trainer.log_to_loggers(values, self.batches_stepped - 1)
 
     def _finish_epoch(self, engine: Any, done: EpochEnd | None = None) -> None:
         """The end of an epoch, from the part on that is still to be done."""
@@ -431,29 +442,29 @@ class Training:
             if self._step_schedules and not self.__dict__.pop("_epoch_schedules_stepped", False):
                 step_schedules(trainer, self._step_schedules, "epoch", on_plateau=False)
         self.epoch_end = done
+        self.logging_step = max(0, self.batches_stepped - 1)
         if done < EpochEnd.VALIDATION:
             if not self._skipped and self._is_time_to_validate(at_end=True):
                 self._validate()
             self._skipped = False
             self.epoch_end = EpochEnd.VALIDATION
+        if self.results.in_batches:
+            trainer.take_metrics(self.results.metrics())
+            self.results.in_batches = False
         if done < EpochEnd.HOOKS:
             self.results.close_epoch()
-            trainer.take_metrics(self.results.metrics(on_step=True))
-            trainer.take_metrics(self.results.metrics(on_step=False))
             if self._outputs is not None:
                 old_style.end_epoch(self.module.training_epoch_end, self._outputs, self.results, "training")
-            trainer.at_epoch_end = True
             self.epoch_end = EpochEnd.HOOKS
             self._call_epoch_end()
         if self._step_schedules:
             step_schedules(trainer, self._step_schedules, "epoch", on_plateau=True)
         self.results.close_epoch()
-        values = self.results.metrics(on_step=False)
-        trainer.take_metrics(values)
-        trainer.at_epoch_end = False
-        if values.logged:
-            trainer.log_to_loggers(values.logged, trainer.logging_step)
+        metrics = self.results.metrics()
+        trainer.take_metrics(metrics)
+        trainer.log_to_loggers(metrics.logged)
         self.results.end_epoch()
+        self.logging_step = self.batches_stepped
         self.epoch_end = None
         self.epochs_completed = engine.state.epoch
         trainer.hooks_after_epoch()
@@ -495,6 +506,7 @@ class Training:
     def _validate(self) -> None:
         self._validated_at = self.total_batches
         trainer = self.trainer
+        trainer.take_metrics(self.results.metrics())
         stage = trainer.state.stage
         trainer.state.stage = RunningStage.VALIDATING
         if self._stepped:

@@ -102,18 +102,18 @@ class TrainerViews:
     def fit_loop(self) -> Any:
         """Lightning's way to the numbers of the training."""
         training = self.training_loop
-        total = training.total_batches if training is not None else 0
+        total = training.batches_before_epoch + training.batch_idx if training is not None else -1
         stepped = training.batches_stepped if training is not None else 0
         epoch_loop = SimpleNamespace(
             batch_idx=self.batch_idx,
-            total_batch_idx=total - 1,
+            total_batch_idx=total,
             global_step=self.global_step,
             _batches_that_stepped=stepped,
             val_loop=self.validation,
         )
         return SimpleNamespace(
             epoch_loop=epoch_loop,
-            total_batch_idx=total - 1,
+            total_batch_idx=total,
             max_epochs=self.max_epochs,
             min_epochs=self.min_epochs,
             max_batches=self.num_training_batches,

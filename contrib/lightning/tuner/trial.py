@@ -52,7 +52,7 @@ def trial(trainer: Trainer, module: Any, callbacks: list[Any], **flags: Any) -> 
         datamodule=None,
         results=Results(),
         training_loop=None,
-        logged_metrics={},
+        _logged_metrics={},
         ckpt_path=None,
     )
     vars(tried).update(

@@ -65,6 +65,7 @@ _submodules = {
     "cli",
     "combined_loader",
     "data",
+    "debugging",
     "distributed",
     "enums",
     "exceptions",
