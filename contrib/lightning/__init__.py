@@ -39,6 +39,7 @@ _packages = {
     "logging",
     "profiler",
     "profilers",
+    "serve",
     "strategies",
     "trainer",
     "tuner",

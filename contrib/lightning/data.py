@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+import copy
+import copy
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
+
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
+
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 
 from camshaft.contrib.lightning.combined_loader import CombinedLoader
 from camshaft.contrib.lightning.hooks import is_overridden
+from camshaft.contrib.lightning.utilities.rank_zero import rank_zero_warn
 
-__all__ = ["Limited", "Source", "Together", "batches_in", "evaluation_loaders", "number_of_batches", "training_loader"]
+__all__ = [
+    "Batches",
+    "Limited",
+    "LookingAhead",
+    "Source",
+    "batches_in",
+    "batches_to_evaluate",
+    "batches_to_train",
+    "in_order",
+    "number_of_batches",
+    "set_epoch",
+]
 
 
 class Source:
@@ -63,32 +81,110 @@ class Source:
         return loaders
 
 
-def training_loader(loaders: Any) -> Any:
-    """One iterable of batches from what a user gave to train on: a collection of loaders is gone through together.
+class Batches(NamedTuple):
+    """What a stage runs over.
+
+    Attributes:
+        iterable: of the batches.
+        number: how many of them are used; infinite if all of those that do not say how many they are.
+        has_length: whether they say so.
+        loaders: that they come from.
+    """
+
+    iterable: Any
+    number: float
+    has_length: bool
+    loaders: list[Any]
+
+
+def batches_to_train(loaders: Any, limit: float | None, prepared: Callable[[Any], Any] = lambda loader: loader) -> Batches:
+    """The batches of what a user gave to train on: a collection of loaders is gone through together.
+
+    Args:
+        loaders: a loader, or a collection of them.
+        limit: of ``limit_train_batches``.
+        prepared: gives each loader the form in which it is used.
 
     Raises:
         TypeError: it cannot be iterated over.
+        ValueError: its loaders come one after the other; a limit that makes no sense.
+
+    Example:
+        >>> batches_to_train([1, 2, 3], 2).number
+        2
     """
-    if isinstance(loaders, CombinedLoader):
-        return Together(loaders)
-    if _is_collection(loaders):
-        return Together(CombinedLoader(loaders, "max_size_cycle"))
-    return _checked(loaders, "train")
+    if isinstance(loaders, CombinedLoader) and loaders._mode == "sequential":
+        raise ValueError(
+            "CombinedLoader(..., 'sequential') is for evaluation: to train on several loaders choose 'min_size', "
+            "'max_size_cycle' or 'max_size'."
+        )
+    return _batches(loaders, "max_size_cycle", "train", limit, prepared)
 
 
-def evaluation_loaders(loaders: Any, stage: str) -> list[Any]:
-    """The iterables of batches to evaluate on, one after the other.
+def batches_to_evaluate(
+    loaders: Any, stage: str, limit: float | None, prepared: Callable[[Any], Any] = lambda loader: loader
+) -> list[Batches]:
+    """The batches to evaluate on, of one loader after the other; other arguments as of :func:`batches_to_train`.
 
-    Raises:
-        TypeError: one cannot be iterated over.
+    Args:
+        loaders: a loader, or a collection of them.
+        stage: ``"val"``, ``"test"`` or ``"predict"``.
+        limit: of each loader.
+        prepared: gives each loader the form in which it is used.
     """
-    if isinstance(loaders, CombinedLoader):
-        if loaders._mode != "sequential":
-            return [Together(loaders)]
-        return [_checked(loader, stage) for loader in loaders.flattened]
-    if _is_collection(loaders):
-        return [_checked(loader, stage) for loader in CombinedLoader(loaders, "sequential").flattened]
-    return [_checked(loaders, stage)]
+    mode = loaders._mode if isinstance(loaders, CombinedLoader) else "sequential"
+    if mode == "sequential" and (isinstance(loaders, CombinedLoader) or _is_collection(loaders)):
+        parts = loaders if isinstance(loaders, CombinedLoader) else CombinedLoader(loaders, "sequential")
+        return [_batches_of_one(loader, stage, limit, prepared) for loader in parts.flattened]
+    return [_batches(loaders, mode, stage, limit, prepared)]
+
+
+def _batches(loaders: Any, mode: Any, stage: str, limit: float | None, prepared: Callable[[Any], Any]) -> Batches:
+    if not isinstance(loaders, CombinedLoader) and not _is_collection(loaders):
+        return _batches_of_one(loaders, stage, limit, prepared)
+    combined = copy.copy(loaders) if isinstance(loaders, CombinedLoader) else CombinedLoader(loaders, mode)
+    each = [_batches_of_one(loader, stage, limit, prepared) for loader in combined.flattened]
+    parts = [part.iterable for part in each]
+    combined.flattened = parts
+    combined.limits = [part.number for part in each]
+    return Batches(_Together(combined), batches_in(combined), batches_in(combined) != float("inf"), parts)
+
+
+def _batches_of_one(loader: Any, stage: str, limit: float | None, prepared: Callable[[Any], Any]) -> Batches:
+    if not hasattr(loader, "__iter__") and not hasattr(loader, "__getitem__"):
+        raise TypeError(f"The data to {stage} on is {loader!r}, which is not iterable: give a DataLoader, or batches.")
+    loader = prepared(loader)
+    number = number_of_batches(loader, limit, f"limit_{stage}_batches")
+    return Batches(loader, number, batches_in(loader) != float("inf"), [loader])
+
+
+def in_order(loader: Any) -> Any:
+    """The same loader without shuffling, so that its first batches are always the same.
+
+    Example:
+        >>> loader = DataLoader([3, 1, 2], batch_size=None, shuffle=True)
+        >>> list(in_order(loader))
+        [3, 1, 2]
+    """
+    if not isinstance(loader, DataLoader) or not isinstance(getattr(loader, "sampler", None), RandomSampler):
+        return loader
+    ordered = copy.copy(loader)
+    ordered._iterator = None
+    sampler = SequentialSampler(loader.dataset)  # type: ignore[arg-type]
+    object.__setattr__(ordered, "sampler", sampler)  # a loader refuses it, but only lest its parts contradict
+    batches = loader.batch_sampler
+    if type(batches) is BatchSampler:
+        batches = BatchSampler(sampler, batches.batch_size, batches.drop_last)
+        object.__setattr__(ordered, "batch_sampler", batches)
+    return ordered
+
+
+def set_epoch(loaders: Iterable[Any], epoch: int) -> None:
+    """Tell the epoch to the samplers that draw an order by it."""
+    for loader in loaders:
+        for sampler in (getattr(loader, "sampler", None), getattr(getattr(loader, "batch_sampler", None), "sampler", None)):
+            if callable(getattr(sampler, "set_epoch", None)):
+                sampler.set_epoch(epoch)
 
 
 def batches_in(loader: Any) -> float:
@@ -138,6 +234,29 @@ def number_of_batches(loader: Any, limit: float | None, name: str) -> float:
     return int(length * limit)
 
 
+def without_shuffling(loader: Any) -> Any:
+    """The loader, or the loaders, in the order of the data set: ``overfit_batches`` wants the same batches each epoch.
+
+    Args:
+        loader: of :func:`training_loader`.
+    """
+    if isinstance(loader, Together):
+        loader.loader.flattened = [without_shuffling(one) for one in loader.loader.flattened]
+        return loader
+    if not isinstance(loader, DataLoader) or not isinstance(loader.sampler, RandomSampler):
+        return loader
+    rank_zero_warn("overfit_batches takes the same batches in each epoch, so the training data is not shuffled.")
+    in_order = copy.copy(loader)
+    in_order._iterator = None
+    sampler = SequentialSampler(loader.dataset)
+    parts: dict[str, Any] = {"sampler": sampler}
+    if loader.batch_size is not None:
+        parts["batch_sampler"] = BatchSampler(sampler, loader.batch_size, loader.drop_last)
+    for name, part in parts.items():
+        object.__setattr__(in_order, name, part)  # a loader refuses it, but only lest its parts contradict
+    return in_order
+
+
 class Limited:
     """The first ``number`` batches of data that does not say how many it has.
 
@@ -154,7 +273,45 @@ class Limited:
         return itertools.islice(iter(self.data), self.number)
 
 
-class Together:
+class LookingAhead:
+    """Batches of data that does not say how many it has, each fetched while the one before waits: so the last is known.
+
+    Args:
+        data: the batches.
+        most: how many at most.
+        on_last: called with the number of the last batch, counted from 1, before it is given.
+
+    Example:
+        >>> list(LookingAhead(iter("abc"), 2, lambda number: print("last:", number)))
+        last: 2
+        ['a', 'b']
+    """
+
+    def __init__(self, data: Any, most: float, on_last: Callable[[int], None]) -> None:
+        self.data = data
+        self.most = most
+        self.on_last = on_last
+
+    def __iter__(self) -> Iterator[Any]:
+        most = None if self.most == float("inf") else int(self.most)
+        batches = itertools.islice(iter(self.data), most)
+        end = object()
+        batch, number = next(batches, end), 0
+        while batch is not end:
+            ahead = next(batches, end)
+            number += 1
+            if ahead is end:
+                self.on_last(number)
+            yield batch
+            batch = ahead
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("data", "__setstate__"):
+            raise AttributeError(name)
+        return getattr(self.data, name)
+
+
+class _Together:
     """The batches of a ``CombinedLoader``, without the numbers that it gives with them."""
 
     def __init__(self, loader: CombinedLoader) -> None:
@@ -177,9 +334,3 @@ def _is_collection(loaders: Any) -> bool:
 
 def _is_loader(thing: Any) -> bool:
     return hasattr(thing, "batch_size") or hasattr(thing, "dataset") or isinstance(thing, (CombinedLoader, Mapping))
-
-
-def _checked(loader: Any, stage: str) -> Any:
-    if not hasattr(loader, "__iter__") and not hasattr(loader, "__getitem__"):
-        raise TypeError(f"The data to {stage} on is {loader!r}, which is not iterable: give a DataLoader, or batches.")
-    return loader

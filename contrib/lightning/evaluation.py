@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from camshaft.contrib.lightning import old_style
-from camshaft.contrib.lightning.data import Limited, Source, evaluation_loaders, number_of_batches
+from camshaft.contrib.lightning.data import Batches, Limited, Source, batches_to_evaluate, set_epoch
 from camshaft.contrib.lightning.hooks import Hooks, is_overridden
 from camshaft.contrib.lightning.results import Results, as_numbers
-from camshaft.contrib.lightning.states import RunningStage
+from camshaft.contrib.lightning.states import RunningStage, TrainerFn
 from camshaft.engine.engine import Engine
 from camshaft.engine.events import Events
 from camshaft.engine.phases import Phase, subscribe
@@ -47,7 +47,7 @@ class Evaluation:
         self.return_predictions = True
         self.batch_idx = -1
         self.dataloader_idx = 0
-        self._loaders: list[Any] = []
+        self._loaders: list[Batches] = []
         self._made_in_epoch = -1
         self._batches_logged: list[int] = []  # of each loader
         self._outputs: list[Any] | None = None
@@ -88,11 +88,11 @@ class Evaluation:
             return
         self._made_in_epoch = self.trainer.current_epoch
         self.loaders = self.source.request()
-        loaders = evaluation_loaders(self.loaders, self.stage.hook_name)
-        self._loaders = [self.trainer.strategy.share_of(loader, even=False) for loader in loaders]
         prefix = self.stage.dataloader_prefix
         limit = getattr(self.trainer, f"limit_{prefix}_batches")
-        self.max_batches = [number_of_batches(one, limit, f"limit_{prefix}_batches") for one in self._loaders]
+        prepared = self.trainer.strategy.prepared_to_evaluate
+        self._loaders = batches_to_evaluate(self.loaders, prefix, limit, prepared)
+        self.max_batches = [batches.number for batches in self._loaders]
         step = arguments_of_step(getattr(self.hooks.module, self._step_name), len(self._loaders))
         self._batches_logged = [0] * len(self._loaders)
         step = old_style.with_step_end(self.hooks.module, self.stage.hook_name, step)
@@ -137,7 +137,7 @@ class Evaluation:
         self._outputs = [] if self._epoch_end is not None else None
         self._logged: list[dict[str, Any]] = []
         self.predictions = [[] for _ in self._loaders]
-        for index, (loader, number) in enumerate(zip(self._loaders, numbers, strict=True)):
+        for index, (batches, number) in enumerate(zip(self._loaders, numbers, strict=True)):
             self._logged.append({})
             if number == 0:
                 continue
@@ -146,13 +146,14 @@ class Evaluation:
             self.results.in_batches = True
             self.batch_idx = -1
             self.engine.state.max_epochs = self.engine.state.max_iters = None  # a run of its own each time
-            known = number_of_batches(loader, None, "") != float("inf")
+            if self.trainer.state.fn == TrainerFn.FITTING:
+                set_epoch(batches.loaders, self.trainer.current_epoch)
             if number == float("inf"):
-                self.engine.run(loader, max_epochs=1)
-            elif known:
-                self.engine.run(loader, max_epochs=1, epoch_length=int(number))
+                self.engine.run(batches.iterable, max_epochs=1)
+            elif batches.has_length:
+                self.engine.run(batches.iterable, max_epochs=1, epoch_length=int(number))
             else:
-                self.engine.run(Limited(loader, int(number)), max_epochs=1)
+                self.engine.run(Limited(batches.iterable, int(number)), max_epochs=1)
             self._finish_loader()
             if self._outputs is not None and len(self._loaders) > 1:
                 self._outputs[index:] = [self._outputs[index:]]
@@ -216,6 +217,8 @@ class Evaluation:
             trainer.log_to_loggers({name: value for logged in by_loader for name, value in logged.items()})
         self.hooks.call(f"on_{name}_end")
         results.end_epoch()
+        if self._epoch_end is not None:  # in early 2020 everything that it returned was told
+            by_loader = [{**values, **metrics.callback} for values in by_loader]
         return [as_numbers(values) for values in by_loader]
 
     @contextlib.contextmanager

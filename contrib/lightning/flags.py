@@ -14,7 +14,7 @@ from typing import Any
 
 from camshaft.contrib.lightning.devices import gpu_ids, number_of_devices
 
-__all__ = ["add_arguments", "arguments_and_types", "chosen_arguments", "from_old_flags", "seconds_of"]
+__all__ = ["add_arguments", "arguments_and_types", "check", "chosen_arguments", "from_old_flags", "seconds_of"]
 
 # Flags of earlier releases that only had another name.
 _RENAMED = {
@@ -112,6 +112,66 @@ _WITHOUT_EFFECT = {
 _NEVER_DONE = {"dp", "ddp2", "horovod", "ddp_spawn", "ddp_sharded", "deepspeed"}
 
 
+# Whole numbers, and the least that they may be; None is the default of some.
+_LEAST = {
+    "max_epochs": -1,
+    "min_epochs": 0,
+    "max_steps": -1,
+    "min_steps": 0,
+    "num_nodes": 1,
+    "accumulate_grad_batches": 1,
+    "check_val_every_n_epoch": 1,
+    "num_sanity_val_steps": -1,
+    "log_every_n_steps": 0,
+    "reload_dataloaders_every_n_epochs": 0,
+}
+_MEANINGS_OF_MINUS_1 = {"max_epochs": "no limit", "max_steps": "no limit", "num_sanity_val_steps": "all"}
+# What a Trainer for measurements does without, and may not be told to have.
+_NOT_BAREBONES = (
+    "logger",
+    "enable_checkpointing",
+    "enable_progress_bar",
+    "enable_model_summary",
+    "num_sanity_val_steps",
+    "fast_dev_run",
+    "detect_anomaly",
+    "profiler",
+    "log_every_n_steps",
+)
+
+
+def check(flags: Mapping[str, Any]) -> None:
+    """Refuse values of today's flags that mean nothing, and flags that contradict each other.
+
+    Raises:
+        ValueError: there is one.
+
+    Example:
+        >>> check({"max_epochs": 3, "barebones": False})
+        >>> check({"max_epochs": "3"})
+        Traceback (most recent call last):
+            ...
+        ValueError: Trainer(max_epochs='3'): it is a whole number, -1 (no limit) or more, but got text: use type=int.
+    """
+    for name, least in _LEAST.items():
+        value = flags.get(name)
+        if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= least):
+            continue
+        meaning = f" ({_MEANINGS_OF_MINUS_1[name]})" if least == -1 else ""
+        text = ", but got text: use type=int" if isinstance(value, str) else ""
+        raise ValueError(f"Trainer({name}={value!r}): it is a whole number, {least}{meaning} or more{text}.")
+    clip = flags.get("gradient_clip_val")
+    if clip is not None and (isinstance(clip, bool) or not isinstance(clip, (int, float))):
+        raise ValueError(f"Trainer(gradient_clip_val={clip!r}): it is a number, or None for no clipping.")
+    if flags.get("deterministic") not in (None, True, False, "warn"):
+        raise ValueError(f"Trainer(deterministic={flags['deterministic']!r}): it is True, False or 'warn'.")
+    wanted = [name for name in _NOT_BAREBONES if flags.get(name)] if flags.get("barebones") else []
+    if wanted:
+        raise ValueError(
+            f"Trainer(barebones=True) contradicts {wanted[0]}={flags[wanted[0]]!r}: leave one of them out."
+        )
+
+
 def from_old_flags(given: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
     """The flags of today that mean what those of earlier releases did.
 
@@ -138,7 +198,7 @@ def from_old_flags(given: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str
         if old.get(name) is not None:
             _put(flags, new, old[name], name)
     for name, news in _SHARES.items():
-        share = _share(name, old.get(name, _OLD_FLAGS[name][1]))
+        share = _share(name, _OLD_FLAGS[name][1] if old.get(name) is None else old[name])
         for new in news if share != _OLD_FLAGS[name][1] else ():
             _put(flags, new, share, name)
     _take_devices(flags, old)

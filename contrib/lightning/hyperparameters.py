@@ -18,11 +18,14 @@ from torch import nn
 
 from camshaft.contrib.lightning.harmless import is_harmless
 from camshaft.contrib.lightning.loading import load_module
+from camshaft.contrib.lightning.scripting import OwnProperties
 from camshaft.contrib.lightning.utilities.parsing import AttributeDict
 from camshaft.contrib.lightning.utilities.rank_zero import rank_zero_warn
 
 __all__ = ["HyperparametersMixin", "given_hyperparameters", "load_module"]
 
+# What the command line adds to hyperparameters, to make the object again.
+_OF_COMMAND_LINE = ("_class_path", "_instantiator")
 # What the command line has built a class from: the class, and its configuration.
 _given: ContextVar[tuple[type, dict[str, Any]] | None] = ContextVar("_given", default=None)
 
@@ -58,7 +61,7 @@ class HyperparametersMixin:
     CHECKPOINT_HYPER_PARAMS_NAME: ClassVar[str] = "hparams_name"
     CHECKPOINT_HYPER_PARAMS_TYPE: ClassVar[str] = "hparams_type"
 
-    __jit_unused_properties__: ClassVar[list[str]] = ["hparams", "hparams_initial"]
+    __jit_ignored_attributes__ = __jit_unused_properties__ = OwnProperties()
 
     # Defaults of the class, so that they hold before and without `super().__init__()`.
     _log_hyperparams: bool = False
@@ -147,8 +150,9 @@ class HyperparametersMixin:
 
     @property
     def hparams_initial(self) -> AttributeDict:
-        """A copy of the hyperparameters as they were when they were saved."""
-        return _copied(self.__dict__.get("_hparams_initial", {}))
+        """A copy of the hyperparameters as they were when they were saved, for loggers."""
+        initial = self.__dict__.get("_hparams_initial", {})
+        return _copied({name: value for name, value in initial.items() if name not in _OF_COMMAND_LINE})
 
     def remove_ignored_hparams(self, ignore_list: list[str]) -> None:
         """Forget hyperparameters, such as those that a base class has saved."""

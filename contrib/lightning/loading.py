@@ -8,6 +8,8 @@ import inspect
 import pickle
 import re
 import sys
+import zipfile
+import zlib
 from argparse import Namespace
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -169,6 +171,7 @@ def read_checkpoint(path: Where, map_location: MapLocation = None) -> dict[str, 
         "map_location": map_location if map_location is not None else _to_a_device_that_is_there,
         "weights_only": True,
     }
+    _check_sums(path)
     try:
         with harmless_classes():
             if isinstance(path, str) and path.startswith(("http://", "https://")):
@@ -190,6 +193,30 @@ def read_checkpoint(path: Where, map_location: MapLocation = None) -> dict[str, 
     return checkpoint
 
 
+def _read_yaml(path: Path) -> Any:
+    import yaml  # type: ignore[import-untyped]  # noqa: PLC0415 - comes with jsonargparse, and nothing else needs it
+
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]
+        """Also knows tuples, which Lightning writes."""
+
+    Loader.add_constructor(
+        "tag:yaml.org,2002:python/tuple", lambda loader, node: tuple(loader.construct_sequence(node))
+    )
+    return yaml.load(path.read_text("utf-8"), Loader)
+
+
+def _check_sums(path: Where) -> None:
+    """Compare a file with the check sums in it, as torch does not."""
+    if isinstance(path, str | Path) and zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            try:
+                is_whole = archive.testzip() is None
+            except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+                raise _damaged(path) from error
+        if not is_whole:
+            raise _damaged(path)
+
+
 def hyperparameters_of_file(path: str | Path) -> dict[str, Any]:
     """The hyperparameters in a ``.yaml``, ``.yml`` or ``.csv`` file, as loggers write them.
 
@@ -198,9 +225,7 @@ def hyperparameters_of_file(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if path.suffix.lower() in {".yaml", ".yml"}:
-        import yaml  # type: ignore[import-untyped]  # noqa: PLC0415 - comes with jsonargparse, and nothing else needs it
-
-        return dict(yaml.safe_load(path.read_text("utf-8")) or {})
+        return dict(_read_yaml(path) or {})
     if path.suffix.lower() == ".csv":
         with path.open(newline="", encoding="utf-8") as file:
             return {row[0]: _value(row[1]) for row in list(csv.reader(file))[1:]}
@@ -317,8 +342,8 @@ def _with_attributes(value: Any) -> Any:
 
 def _to_a_device_that_is_there(storage: Any, location: str) -> Any:
     backend = location.partition(":")[0]
-    is_there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
-    if backend == "xla" or not is_there.get(backend, lambda: True)():
+    is_missing = {"cuda": not torch.cuda.is_available(), "mps": not torch.backends.mps.is_available(), "xla": True}
+    if is_missing.get(backend, False):
         return storage.cpu()
     return None  # where torch would put it
 

@@ -622,11 +622,16 @@ class LightningModule(HyperparametersMixin, nn.Module):
             raise ValueError(f"to_torchscript(method=...) is 'script' or 'trace', not {method!r}.")
         mode = self.training
         self.eval()
-        if method == "script":
-            compiled = torch.jit.script(self, **kwargs)
-        else:
-            sample = self._input_sample(example_inputs, "to_torchscript(example_inputs=...)")
-            compiled = torch.jit.trace(self, _as_arguments(sample), **kwargs)
+        sample = self._input_sample(example_inputs, "to_torchscript(example_inputs=...)") if method == "trace" else None
+        trainer = self._trainer
+        self.__dict__["_trainer"] = trainer or object()  # every property is read, and one would ask for a trainer
+        try:
+            if method == "script":
+                compiled = torch.jit.script(self, **kwargs)
+            else:
+                compiled = torch.jit.trace(self, _as_arguments(sample), **kwargs)
+        finally:
+            self.__dict__["_trainer"] = trainer
         self.train(mode)
         if file_path is not None:
             torch.jit.save(compiled, file_path)

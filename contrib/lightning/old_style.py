@@ -16,7 +16,16 @@ from camshaft.contrib.lightning.hooks import is_overridden
 from camshaft.contrib.lightning.results import How, Results
 from camshaft.engine.training_step import without_graph
 
-__all__ = ["end_epoch", "epoch_end_of", "is_old", "loss_of_step", "monitor_as_then", "take_logs", "with_step_end"]
+__all__ = [
+    "end_epoch",
+    "epoch_end_of",
+    "is_old",
+    "loss_of_step",
+    "monitor_as_then",
+    "monitored_by_schedules",
+    "take_logs",
+    "with_step_end",
+]
 
 _STAGES = ("training", "validation", "test")
 _LOGGED = How()
@@ -137,6 +146,11 @@ def end_epoch(function: Callable[[list[Any]], Any], outputs: list[Any], results:
             "{'val_loss': loss}}, or None."
         )
     _take(returned, _mapping(returned, "log"), _mapping(returned, "progress_bar"), results)
+
+
+def monitored_by_schedules(module: Any) -> str | None:
+    """What a schedule that reduces on a plateau monitors, if it does not say so itself."""
+    return "val_loss" if is_old(module) else None
 
 
 def monitor_as_then(module: Any, checkpoint: Any) -> None:

@@ -15,8 +15,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from camshaft.contrib.lightning.data import Together
+from camshaft.contrib.lightning.data import in_order
 from camshaft.contrib.lightning.devices import root_device
+from camshaft.contrib.lightning.states import TrainerFn
 from camshaft.contrib.lightning.transfer import attach_transfer
 from camshaft.engine.distributed import broadcast, initialise, rank, world_size
 from camshaft.handlers.amp import AMP
@@ -164,17 +165,18 @@ class Strategy:
         if evaluation is None and world_size() > 1 and trainer.use_distributed_sampler:
             engine.attach(self._sampling)
 
-    def share_of(self, loader: Any, *, even: bool) -> Any:
-        """What this process takes of a loader.
+    def prepared_to_train(self, loader: Any) -> Any:
+        """A loader as this process uses it: all processes take as many batches of it."""
+        return self._prepared(loader, even=True)
 
-        Args:
-            loader: an iterable of batches.
-            even: whether all processes must have the same number of batches.
-        """
+    def prepared_to_evaluate(self, loader: Any) -> Any:
+        """A loader as this process uses it: all processes together take every sample once."""
+        return self._prepared(loader, even=False)
+
+    def _prepared(self, loader: Any, *, even: bool) -> Any:
+        if self.trainer.overfit_batches and self.trainer.state.fn == TrainerFn.FITTING:
+            loader = in_order(loader)
         if world_size() == 1 or not self.trainer.use_distributed_sampler:
-            return loader
-        if isinstance(loader, Together):
-            loader.loader.flattened = [self._sampling._share_of(one, even) for one in loader.loader.flattened]
             return loader
         return self._sampling._share_of(loader, even)
 

@@ -22,7 +22,7 @@ from camshaft.contrib.lightning.data import Source
 from camshaft.contrib.lightning.defaults import loggers_of, profiler_of, saves, show_infos, with_defaults
 from camshaft.contrib.lightning.devices import device_ids, kind_of
 from camshaft.contrib.lightning.evaluation import Evaluation
-from camshaft.contrib.lightning.flags import from_old_flags, seconds_of
+from camshaft.contrib.lightning.flags import check, from_old_flags, seconds_of
 from camshaft.contrib.lightning.hooks import Hooks, is_overridden
 from camshaft.contrib.lightning.optimization import configured
 from camshaft.contrib.lightning.precision import precision_of
@@ -170,6 +170,7 @@ class Trainer(TrainerViews):
             given = {name: value for name, value in locals().items() if name not in ("self", "old_flags")}
             self.__init__(**from_old_flags(given, old_flags))  # type: ignore[misc]
             return
+        check(locals())
         self.resume_from_checkpoint = resume_from_checkpoint
         self.auto_lr_find, self.auto_scale_batch_size = auto_lr_find, auto_scale_batch_size
         refuse(
@@ -196,10 +197,6 @@ class Trainer(TrainerViews):
 
         # ---------------------------------------------------------------------------- how long
         max_steps = -1 if max_steps is None else max_steps  # None was the default once
-        if max_steps < -1:
-            raise ValueError(f"Trainer(max_steps={max_steps!r}): it is a number of steps, or -1 for no limit.")
-        if max_epochs is not None and max_epochs < -1:
-            raise ValueError(f"Trainer(max_epochs={max_epochs!r}): it is a number of epochs, or -1 for no limit.")
         if max_epochs is None:
             max_epochs = 1000 if max_steps == -1 and max_time is None else -1
         self.max_epochs, self.max_steps = max_epochs, max_steps
@@ -234,11 +231,6 @@ class Trainer(TrainerViews):
         self.use_distributed_sampler = use_distributed_sampler
 
         # ---------------------------------------------------------------------------- how it computes
-        if isinstance(accumulate_grad_batches, bool) or not isinstance(accumulate_grad_batches, int):
-            raise ValueError(
-                f"Trainer(accumulate_grad_batches={accumulate_grad_batches!r}): it is a number; for a schedule use the "
-                "callback GradientAccumulationScheduler."
-            )
         self._accumulate_grad_batches = accumulate_grad_batches
         if gradient_clip_algorithm is not None and str(gradient_clip_algorithm) not in ("norm", "value"):
             raise ValueError(f"Trainer(gradient_clip_algorithm={gradient_clip_algorithm!r}): it is 'norm' or 'value'.")
@@ -506,9 +498,11 @@ class Trainer(TrainerViews):
         self._attach_models_callbacks(module)
         for checkpoint in self._own_checkpoints:
             old_style.monitor_as_then(module, checkpoint)
+        for callback in self.callbacks:
+            callback.log, callback.log_dict = module.log, module.log_dict
         self._hooks = hooks = Hooks(self, module)
         for logger in self.loggers:
-            _ = logger.experiment  # a directory that cannot be written to is told of now
+            getattr(logger, "experiment", None)  # a directory that cannot be written to is told of now
         if self.profiler is not None:
             self.profiler._lightning_module = module
             self.profiler.setup(stage=fn, local_rank=self.local_rank, log_dir=self.log_dir)
@@ -564,18 +558,17 @@ class Trainer(TrainerViews):
             raise ValueError(f"{type(module).__name__} cannot be trained: it has no training_step(batch, batch_idx).")
         if not is_overridden("configure_optimizers", module):
             raise ValueError(f"{type(module).__name__} cannot be trained: it has no configure_optimizers().")
-        self.training_loop, self._train_source = None, train
+        before, self.training_loop, self._train_source = self.training_loop, None, train
         is_old = old_style.is_old(module)
-        setup = configured(
-            module.configure_optimizers(),
-            automatic=module.automatic_optimization,
-            monitor="val_loss" if is_old else None,
-        )
+        monitor = old_style.monitored_by_schedules(module)
+        setup = configured(module.configure_optimizers(), automatic=module.automatic_optimization, monitor=monitor)
         check_schedulers(setup.schedules, module)
         if not setup.optimizers and module.automatic_optimization:
             warnings.warn("configure_optimizers() returned nothing: this fit changes no weights.", stacklevel=3)
         self._forget_metrics()
         self.training_loop = training = Training(self, hooks, setup)
+        if before is not None:
+            training.go_on_after(before)
         self._validation_of(hooks, val)
         self._attach_handlers(training.engine)
         hooks.call("on_fit_start")
@@ -590,13 +583,13 @@ class Trainer(TrainerViews):
         if self.enable_validation:
             self.validation.setup_data()
         max_epochs = 10**9 if self.max_epochs == -1 else self.max_epochs
-        if training.num_batches and max_epochs and self.max_steps != 0:
+        if not training.is_done(max_epochs):
             module.train()
             self.training = True
             training.run(max_epochs)
-        hooks.call("on_train_end")
-        if self.received_sigterm:
-            self._leave()
+            if self.received_sigterm:
+                self._leave()  # before callbacks change the weights for good
+            hooks.call("on_train_end")
         self._end_function(hooks, "on_fit_end")
 
     def _tune(self, model: Any, train_dataloaders: Any, val_dataloaders: Any, datamodule: Any) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from camshaft.contrib.lightning import old_style
-from camshaft.contrib.lightning.data import Limited, Source, batches_in, number_of_batches, training_loader
+from camshaft.contrib.lightning.data import LookingAhead, Source, batches_in, batches_to_train, set_epoch
 from camshaft.contrib.lightning.defaults import monitors
 from camshaft.contrib.lightning.hooks import Hooks, is_overridden, takes
 from camshaft.contrib.lightning.optimization import Configured, LightningOptimizer, ManualOptimization, ModuleStep
@@ -278,12 +278,12 @@ class Training:
         self._source = source
         self._made_in_epoch = self.epochs_completed
         self.loaders = source.request()
-        loader = trainer.strategy.share_of(training_loader(self.loaders), even=True)
-        self.num_batches = number_of_batches(loader, trainer.limit_train_batches, "limit_train_batches")
-        if batches_in(loader) == float("inf") and self.num_batches != float("inf"):
-            loader = Limited(loader, int(self.num_batches))
-        self.loader = loader
-        self._ends_early = batches_in(loader) > self.num_batches
+        batches = batches_to_train(self.loaders, trainer.limit_train_batches, trainer.strategy.prepared_to_train)
+        self.loader, self.num_batches, self.has_length, self._loaders = batches
+        self._ends_early = batches_in(self.loader) > self.num_batches
+        keeps_its_position = self.num_batches == float("inf") and hasattr(self.loader, "load_state_dict")
+        if not self.has_length and not keeps_its_position:  # which a batch that is fetched ahead would falsify
+            self.loader = LookingAhead(self.loader, self.num_batches, self._note_last_batch)
         self.val_check_batch = self._val_check_batch()
 
     def _val_check_batch(self) -> float | None:
@@ -298,7 +298,7 @@ class Training:
                     "epochs."
                 )
             return interval
-        if number == float("inf"):
+        if not self.has_length:
             if interval != 1.0:
                 raise ValueError(
                     f"Trainer(val_check_interval={interval}) is a share of data without length: give a number of "
@@ -313,13 +313,23 @@ class Training:
             self.make_loaders_anew()
         elif self._ends_early:
             self.engine._dataloader_iter = None  # each epoch begins with the first batch
+        if not self.has_length:
+            self.engine.state.epoch_length = None  # may be another one
+
+    def _note_last_batch(self, number: int) -> None:
+        self.engine.state.epoch_length = number
 
     def make_loaders_anew(self) -> None:
         """Ask for the loaders again, when an epoch begins."""
         self.setup_data(self._source)
         self.engine.set_data(self.loader)
-        self.engine.state.epoch_length = None if self.num_batches == float("inf") else int(self.num_batches)
+        self.engine.state.epoch_length = int(self.num_batches) if self.has_length else None
         self.engine._dataloader_iter = None
+
+    @property
+    def total_batch_idx(self) -> int:
+        """Of the batch under way, or done last, counted over all epochs."""
+        return self.batches_before_epoch + self.batch_idx
 
     @property
     def is_last_batch(self) -> bool:
@@ -343,9 +353,29 @@ class Training:
         self._ends_by_steps = trainer.max_steps != -1
         self._logs = trainer.log_every_n_steps if trainer.loggers else 0
 
+    def go_on_after(self, before: Training) -> None:
+        """Count on from an earlier fit of the same trainer."""
+        state = self.engine.state
+        state.epoch = self.epochs_completed = before.epochs_completed
+        state.iteration = before.engine.state.iteration
+        self.batch_idx, self.batches_before_epoch = before.batch_idx, before.batches_before_epoch
+        self.total_batches = before.total_batches
+        self.batches_stepped = self.logging_step = before.batches_stepped
+        steps = max((optimizer.steps for optimizer in before.optimizers), default=0)
+        for index, optimizer in enumerate(self.optimizers):
+            optimizer.steps = before.optimizers[index].steps if index < len(before.optimizers) else steps
+        for step, optimizer in zip(self.steps, self.optimizers, strict=False):
+            step.steps = optimizer.steps
+
+    def is_done(self, max_epochs: int) -> bool:
+        """Whether there is nothing to train."""
+        trainer = self.trainer
+        enough_steps = trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
+        return self.num_batches == 0 or enough_steps or self.epochs_completed >= max_epochs or trainer.can_stop()
+
     def run(self, max_epochs: int) -> None:
         """Train."""
-        length = None if self.num_batches == float("inf") else int(self.num_batches)
+        length = int(self.num_batches) if self.has_length else None
         self.trainer.results = self.module._results = self.results
         self.engine.run(self.loader, max_epochs=max_epochs, epoch_length=length)
 
@@ -355,6 +385,9 @@ class Training:
             engine.terminate()
             return
         self.hooks.call("on_train_start")
+        if self.trainer.can_stop():
+            engine.terminate()
+            return
         if self.at is None:
             self._bring_back_generators()
         if self.pending_epoch_end is not None:
@@ -364,6 +397,7 @@ class Training:
     def _begin_epoch(self, engine: Any) -> None:
         if self.at is None:
             self._reload_data()
+        set_epoch(self._loaders, engine.state.epoch - 1)
         self.epoch_end = None
         self.logging_step = self.batches_stepped
         self._outputs = [] if is_overridden("training_epoch_end", self.module) else None
@@ -375,6 +409,9 @@ class Training:
         if self.at is not None:
             self.at = None
             self._bring_back_generators()
+        elif self.trainer.can_stop():  # an epoch without a batch
+            self._skipped = True
+            engine.terminate_epoch()
 
     def _bring_back_generators(self) -> None:
         states, self.generators = self.generators, None
@@ -391,9 +428,11 @@ class Training:
             hook(batch, index)
         for hook in of_module:
             skips = hook(batch, index) == -1
-        self.batch_idx -= 1
-        if skips:
+        if not skips:
+            self.batch_idx -= 1
+        else:
             self._skipped = True
+            self.total_batches += 1
             engine.terminate_epoch()
 
     def _finish_batch(self, engine: Any) -> None:
@@ -413,7 +452,7 @@ class Training:
         if self._batch_end:
             if is_last:
                 self.epoch_end = EpochEnd.BATCHES
-            outputs = _as_outputs(state.output)
+            outputs = _as_outputs(state.output, self.trainer.accumulate_grad_batches)
             for hook in self._batch_end:
                 hook(outputs, state.batch, self.batch_idx)
         if self._outputs is not None:
@@ -516,9 +555,15 @@ class Training:
         self._last_validation = time.monotonic()
 
 
-def _as_outputs(output: Any) -> Any:
-    """What a step returned, as ``on_train_batch_end`` gets it."""
-    return {"loss": output} if isinstance(output, torch.Tensor) else output
+def _as_outputs(output: Any, group_size: int = 1) -> Any:
+    """What a step returned, as ``on_train_batch_end`` gets it: the loss is divided by the size of its group."""
+    if output is None:
+        return {}
+    if isinstance(output, torch.Tensor):
+        return {"loss": output if group_size == 1 else output / group_size}
+    if group_size > 1 and isinstance(output, Mapping) and "loss" in output:
+        return {**output, "loss": output["loss"] / group_size}
+    return output
 
 
 def reevaluates(configured: Configured) -> bool:

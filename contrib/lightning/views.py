@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from camshaft.contrib.lightning.data import number_of_batches, training_loader
+from camshaft.contrib.lightning.data import batches_to_train
 from camshaft.contrib.lightning.schedules import LRSchedulerConfig
 from camshaft.contrib.lightning.states import RunningStage, TrainerFn, TrainerState, TrainerStatus
 from camshaft.engine.distributed import world_size
@@ -22,6 +22,60 @@ if TYPE_CHECKING:
     from camshaft.contrib.lightning.training import Training
 
 __all__ = ["TrainerViews"]
+
+
+class FitLoop:
+    """The numbers of a training under the names by which Lightning's programs ask for them.
+
+    Args:
+        trainer: whose training it is.
+
+    Example:
+        >>> from camshaft.contrib.lightning import Trainer
+        >>> trainer = Trainer(max_epochs=2, logger=False)
+        >>> trainer.fit_loop.max_epochs += 3  # for a further fit, which goes on where this one ended
+        >>> trainer.max_epochs, trainer.fit_loop.epoch_loop.total_batch_idx
+        (5, -1)
+    """
+
+    def __init__(self, trainer: TrainerViews) -> None:
+        self._trainer = trainer
+        training = trainer.training_loop
+        self.batch_idx = trainer.batch_idx
+        self.total_batch_idx = training.total_batch_idx if training is not None else -1
+        self.global_step = trainer.global_step
+        self.max_batches = trainer.num_training_batches
+        self.min_steps, self.max_steps = trainer.min_steps, trainer.max_steps
+        self.val_loop = trainer.validation
+        self._batches_that_stepped = training.logging_step if training is not None else 0
+        completed = trainer.current_epoch
+        begun = training.engine.state.epoch if training is not None else 0
+        processed = begun if training is not None and training.epoch_end is not None else completed
+        current = SimpleNamespace(ready=begun, started=begun, processed=processed, completed=completed)
+        self.epoch_progress = SimpleNamespace(current=current, total=current)
+
+    @property
+    def epoch_loop(self) -> FitLoop:
+        """Within an epoch."""
+        return self
+
+    @property
+    def max_epochs(self) -> int:
+        """After which training ends; may be set."""
+        return self._trainer.max_epochs
+
+    @max_epochs.setter
+    def max_epochs(self, epochs: int) -> None:
+        self._trainer.max_epochs = epochs
+
+    @property
+    def min_epochs(self) -> int | None:
+        """Before which training does not end early; may be set."""
+        return self._trainer.min_epochs
+
+    @min_epochs.setter
+    def min_epochs(self, epochs: int | None) -> None:
+        self._trainer.min_epochs = epochs
 
 
 class TrainerViews:
@@ -41,6 +95,7 @@ class TrainerViews:
     max_epochs: int
     min_epochs: int | None
     max_steps: int
+    min_steps: int | None
     num_sanity_val_steps: int
     limit_train_batches: float | None
     limit_val_batches: float | None
@@ -99,25 +154,9 @@ class TrainerViews:
         return self.training_loop is not None and self.training_loop.is_last_batch
 
     @property
-    def fit_loop(self) -> Any:
+    def fit_loop(self) -> FitLoop:
         """Lightning's way to the numbers of the training."""
-        training = self.training_loop
-        total = training.batches_before_epoch + training.batch_idx if training is not None else -1
-        stepped = training.batches_stepped if training is not None else 0
-        epoch_loop = SimpleNamespace(
-            batch_idx=self.batch_idx,
-            total_batch_idx=total,
-            global_step=self.global_step,
-            _batches_that_stepped=stepped,
-            val_loop=self.validation,
-        )
-        return SimpleNamespace(
-            epoch_loop=epoch_loop,
-            total_batch_idx=total,
-            max_epochs=self.max_epochs,
-            min_epochs=self.min_epochs,
-            max_batches=self.num_training_batches,
-        )
+        return FitLoop(self)
 
     @property
     def accumulate_grad_batches(self) -> int:
@@ -231,8 +270,8 @@ class TrainerViews:
     def _batches_ahead(self) -> float:
         """The batches of an epoch, before the training is set up."""
         assert self._train_source is not None
-        loader = self.strategy.share_of(training_loader(self._train_source.peek()), even=True)
-        return number_of_batches(loader, self.limit_train_batches, "limit_train_batches")
+        source = self._train_source
+        return batches_to_train(source.peek(), self.limit_train_batches, self.strategy.prepared_to_train).number
 
     @property
     def enable_validation(self) -> bool:

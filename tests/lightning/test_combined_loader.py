@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
+from camshaft.contrib.lightning import Trainer
 from camshaft.contrib.lightning.combined_loader import CombinedLoader
+from camshaft.contrib.lightning.demos.boring_classes import BoringModel, RandomDataset
 from camshaft.contrib.lightning.utilities.combined_loader import CombinedLoader as OfUtilities
 
 SHORT, LONG = [1, 2], ["a", "b", "c"]
@@ -136,6 +138,37 @@ def test_reset_ends_the_workers_that_loaders_keep():
     assert not any(worker.is_alive() for worker in workers)
     assert torch.equal(next(loader)[0][0], torch.tensor([0]))
     loader.reset()
+
+
+def test_a_trainer_gives_its_batches_to_the_module_as_one(tmp_path):
+    class Watching(BoringModel):
+        seen: list
+
+        def training_step(self, batch, batch_idx):
+            self.seen.append((batch_idx, len(batch["a"]), None if batch["b"] is None else len(batch["b"])))
+            return self.step(batch["a"])
+
+        def validation_step(self, batch, batch_idx, dataloader_idx=0):
+            self.seen.append((batch_idx, dataloader_idx))
+
+    def loader(samples):
+        return DataLoader(RandomDataset(32, samples), batch_size=2)
+
+    model = Watching()
+    model.seen = []
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    together = CombinedLoader({"a": loader(6), "b": loader(3)}, "max_size")
+    trainer.fit(model, together, CombinedLoader([loader(4), loader(2)], "sequential"))
+    assert model.seen == [(0, 2, 2), (1, 2, 1), (2, 2, None), (0, 0), (1, 0), (0, 1)]
+    assert (trainer.num_training_batches, trainer.num_val_batches) == (3, [2, 1])
 
 
 def test_programs_find_it_among_the_utilities():

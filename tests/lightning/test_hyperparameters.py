@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import nn
 
+from camshaft.contrib.lightning import Trainer
+from camshaft.contrib.lightning.demos.boring_classes import BoringDataModule, BoringModel
 from camshaft.contrib.lightning.hyperparameters import HyperparametersMixin, given_hyperparameters
 from camshaft.contrib.lightning.utilities.parsing import AttributeDict
 
@@ -270,6 +272,24 @@ def test_a_path_is_kept():
     module = Module()
     module.save_hyperparameters({"data": Path("data")})
     assert module.hyperparameters_for_checkpoint()["hyper_parameters"] == {"data": Path("data")}
+
+
+def test_a_trainers_checkpoint_makes_module_and_data_again(tmp_path):
+    class Learner(BoringModel):
+        def __init__(self, width, rate=0.1):
+            super().__init__()
+            self.save_hyperparameters()
+
+    class Data(BoringDataModule):
+        def __init__(self, size):
+            super().__init__()
+            self.save_hyperparameters()
+
+    trainer = Trainer(accelerator="cpu", fast_dev_run=True, enable_progress_bar=False, enable_model_summary=False)
+    trainer.fit(Learner(3), datamodule=Data(5))
+    trainer.save_checkpoint(tmp_path / "learner.ckpt")
+    assert Learner.load_from_checkpoint(tmp_path / "learner.ckpt", rate=0.2).hparams == {"width": 3, "rate": 0.2}
+    assert Data.load_from_checkpoint(tmp_path / "learner.ckpt").hparams == {"size": 5}
 
 
 # What the command line has made a module from counts more than the objects that its __init__ received.

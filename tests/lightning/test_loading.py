@@ -3,6 +3,7 @@
 import os
 import pickle
 import sys
+import zipfile
 from argparse import Namespace
 from collections import OrderedDict
 from pathlib import Path
@@ -143,6 +144,24 @@ def test_dictionaries_of_lightnings_class_are_read_without_lightning(tmp_path, m
     assert load_module(Network, tmp_path / "lightning.ckpt").hparams.nested.lr == 0.1
 
 
+class FromLightning(Module):
+    """As that of which Lightning 2.6.6 has written the checkpoint in the folder."""
+
+    def __init__(self, width=3, data=Path("data"), **options):
+        super().__init__()
+        self.save_hyperparameters()
+        self.layer = nn.Linear(2, width)
+
+
+def test_a_checkpoint_of_lightning_itself_is_read():
+    loaded = load_module(FromLightning, Path(__file__).parent / "checkpoints" / "lightning-2.6.6.ckpt")
+    assert loaded.hparams == {"width": 5, "data": Path("data"), "nested": {"lr": 0.1}}
+    assert loaded.hparams.nested.lr == 0.1
+    assert loaded.layer.bias.tolist() == pytest.approx(
+        [-0.215896, -0.136793, -0.673334, -0.470502, -0.289287], abs=1e-6
+    )
+
+
 def test_ordered_dictionaries_of_weights_stay_what_they_are(saved):
     assert isinstance(read_checkpoint(saved(Network(3)))["state_dict"], OrderedDict)
 
@@ -204,6 +223,19 @@ def test_a_file_of_hyperparameters_counts_instead_of_the_checkpoints(saved, tmp_
     assert loaded.hparams == {"width": 3, "path": "p", "nested": None}
 
 
+def test_tuples_in_files_of_lightning_are_read(tmp_path):
+    pytest.importorskip("yaml", reason="comes with jsonargparse")
+    (tmp_path / "hparams.yaml").write_text("size: !!python/tuple\n- 2\n- 3\n")
+    assert hyperparameters_of_file(tmp_path / "hparams.yaml") == {"size": (2, 3)}
+
+
+def test_code_in_files_of_hyperparameters_is_not_run(tmp_path):
+    yaml = pytest.importorskip("yaml", reason="comes with jsonargparse")
+    (tmp_path / "hparams.yaml").write_text("x: !!python/object/apply:os.mkdir [ran]\n")
+    with pytest.raises(yaml.YAMLError, match=r"os\.mkdir"):
+        hyperparameters_of_file(tmp_path / "hparams.yaml")
+
+
 def test_another_kind_of_file_is_refused():
     with pytest.raises(ValueError, match=r"\.yaml, \.yml and \.csv"):
         hyperparameters_of_file("hparams.json")
@@ -263,6 +295,17 @@ def test_a_damaged_file_is_told_as_such(saved, kept):
         load_module(Network, path)
 
 
+def test_a_flipped_bit_is_noticed(saved):
+    path = saved(Network(3))
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        weights = archive.read(next(name for name in archive.namelist() if "/data/" in name))
+    content[content.find(weights)] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"module\.ckpt is damaged"):
+        load_module(Network, path)
+
+
 def test_a_file_that_is_not_there_is_told_as_such(tmp_path):
     with pytest.raises(FileNotFoundError):
         load_module(Network, tmp_path / "none.ckpt")
@@ -309,6 +352,16 @@ def test_a_data_module_comes_back_with_its_hyperparameters_and_state(tmp_path):
     torch.save(content, tmp_path / "data.ckpt")
     loaded = Data.load_from_checkpoint(tmp_path / "data.ckpt")
     assert (loaded.hparams, loaded.seen) == ({"batch_size": 4, "seen": 0}, 7)
+
+
+def test_a_data_module_is_read_from_a_checkpoint_of_lightning_itself():
+    class Numbers(Data):
+        def __init__(self, batch_size):
+            super().__init__(batch_size)
+
+    Numbers.__qualname__ = "Numbers"
+    loaded = Numbers.load_from_checkpoint(Path(__file__).parent / "checkpoints" / "lightning-2.6.6.ckpt")
+    assert (loaded.hparams.batch_size, loaded.seen) == (2, 4)
 
 
 def test_loading_on_an_object_is_refused_as_its_result_would_be_lost(tmp_path):

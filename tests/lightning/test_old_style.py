@@ -61,7 +61,7 @@ class Recorder(pl.loggers.Logger):
         pass
 
 
-# What is returned
+# Returns
 
 
 def test_values_under_log_go_to_the_logger_and_to_callbacks():
@@ -91,14 +91,14 @@ def test_values_under_progress_bar_go_there_and_not_to_the_logger():
 def test_a_value_under_both_goes_to_both():
     results = Results()
     take_logs({"loss": 1.0, "log": {"a": 2.0}, "progress_bar": {"a": 2.0}}, results)
-    metrics = results.metrics(on_step=False)
+    metrics = results.metrics()
     assert ("a" in metrics.logged, "a" in metrics.progress_bar) == (True, True)
 
 
 def test_other_numbers_are_for_callbacks_alone():
     results = Results()
     take_logs({"loss": torch.tensor(1.0), "accuracy": 0.5, "kept": torch.zeros(3), "log": {}}, results)
-    metrics = results.metrics(on_step=False)
+    metrics = results.metrics()
     assert sorted(metrics.callback) == ["accuracy", "loss"]
     assert (metrics.logged, metrics.progress_bar) == ({}, {})
 
@@ -106,15 +106,16 @@ def test_other_numbers_are_for_callbacks_alone():
 def test_a_step_of_todays_style_logs_nothing_by_what_it_returns():
     results = Results()
     take_logs({"loss": torch.tensor(1.0), "accuracy": 0.5}, results)
-    assert results.metrics(on_step=False).callback == {}
+    assert results.metrics().callback == {}
 
 
 def test_what_self_log_has_logged_is_left_as_it_is():
-    results = Results()
+    results = Results(training=True)
     results.hook = "training_step"
     results.add("accuracy", 0.5, How(prog_bar=True))
+    results.in_batches = True
     take_logs({"loss": 1.0, "accuracy": 0.7, "log": {}}, results)
-    assert results.metrics(on_step=True).callback["accuracy"] == 0.5
+    assert results.metrics().callback["accuracy"] == 0.5
 
 
 def test_what_stands_under_log_must_be_a_mapping():
@@ -348,17 +349,8 @@ def test_optimizer_step_of_the_releases_between_evaluates_once(passes_on):
             self.calls.append(batch_idx)
             return super().training_step(batch, batch_idx)
 
-        def optimizer_step(
-            self,
-            epoch,
-            batch_idx,
-            optimizer,
-            optimizer_idx,
-            optimizer_closure,
-            on_tpu=False,
-            using_native_amp=False,
-            using_lbfgs=False,
-        ):
+        def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_idx, optimizer_closure, *of_1_x):
+            assert of_1_x == (False, False, False)  # on_tpu, using_native_amp, using_lbfgs
             if passes_on == "super":
                 super().optimizer_step(epoch, batch_idx, optimizer, optimizer_idx, optimizer_closure)
             else:

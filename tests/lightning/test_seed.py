@@ -33,7 +33,7 @@ class Classifier(pl.LightningModule):
     """Three layers for small pictures of three kinds."""
 
     def __init__(self, shuffle=False, dropout=0.0):
-        super(Classifier, self).__init__()
+        super(Classifier, self).__init__()  # noqa: UP008 - as it was written then
         self.layer_1 = nn.Linear(4 * 4, 12)
         self.layer_2 = nn.Linear(12, 8)
         self.layer_3 = nn.Linear(8, 3)
@@ -41,8 +41,7 @@ class Classifier(pl.LightningModule):
         self.shuffle = shuffle
 
     def forward(self, x):
-        batch_size, channels, width, height = x.size()
-        x = x.view(batch_size, -1)
+        x = x.view(x.size(0), -1)
         x = self.dropout(torch.relu(self.layer_1(x)))
         x = torch.relu(self.layer_2(x))
         return torch.log_softmax(self.layer_3(x), dim=1)
@@ -264,10 +263,10 @@ def test_early_stopping_finds_both_names_of_the_validation_loss(name):
 
 @pytest.mark.parametrize("name", ["val_loss", "avg_val_loss"])
 def test_checkpoints_find_both_names_of_the_validation_loss(name):
-    checkpoint = ModelCheckpoint(filepath=os.path.join(os.getcwd(), "kept", "{epoch}"), monitor=name)
+    checkpoint = ModelCheckpoint(filepath=Path.cwd() / "kept" / "{epoch}", monitor=name)
     trainer = pl.Trainer(max_epochs=4, **{**QUIET, "checkpoint_callback": checkpoint})
     trainer.fit(Scripted(WORSE_FROM_THE_THIRD))
-    assert os.listdir("kept") == ["epoch=1.ckpt"]
+    assert [path.name for path in Path("kept").iterdir()] == ["epoch=1.ckpt"]
     assert checkpoint.best_model_score == 0.5
 
 
@@ -425,9 +424,7 @@ def test_a_checkpoint_of_2020_is_loaded_with_its_hyperparameters():
             self.hparams = hparams
 
     model = Configured(Namespace(width=5))
-    checkpoint_of_2020(
-        "old.ckpt", model, model.configure_optimizers(), hparams={"width": 5}, hparams_type="Namespace"
-    )
+    checkpoint_of_2020("old.ckpt", model, model.configure_optimizers(), hparams={"width": 5}, hparams_type="Namespace")
     loaded = Configured.load_from_checkpoint("old.ckpt")
     assert loaded.hparams.width == 5
     assert torch.equal(loaded.layer_1.weight, model.layer_1.weight)
@@ -637,7 +634,7 @@ def test_the_arguments_of_a_trainer_are_known_by_name_type_and_default():
 # Several processes
 
 
-PROGRAM = '''
+PROGRAM = """
 import json, os, sys
 sys.path.insert(0, {folder!r})
 import torch
@@ -666,7 +663,7 @@ result = {{
 }}
 with open(f"rank{{trainer.global_rank}}.json", "w") as file:
     json.dump(result, file)
-'''
+"""
 
 
 @pytest.fixture(scope="module")
@@ -674,7 +671,9 @@ def two_processes(tmp_path_factory):
     """What each of the two processes of a program with `num_processes=2` found."""
     folder = tmp_path_factory.mktemp("two")
     (folder / "program.py").write_text(PROGRAM.format(folder=str(Path(__file__).parent)))
-    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+    }
     ended = subprocess.run(
         [sys.executable, "program.py"], check=False, cwd=folder, env=environment, capture_output=True, timeout=120
     )

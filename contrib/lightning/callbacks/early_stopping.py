@@ -17,7 +17,6 @@ from camshaft.contrib.lightning.callbacks.callback import Callback
 from camshaft.contrib.lightning.callbacks.monitored import mode_of
 from camshaft.contrib.lightning.states import TrainerFn
 from camshaft.contrib.lightning.utilities.rank_zero import rank_zero_warn
-from camshaft.engine.distributed import gather
 
 if TYPE_CHECKING:
     from camshaft.contrib.lightning.module import LightningModule
@@ -160,7 +159,7 @@ class EarlyStopping(Callback):
         if not self._validate_condition_metric(metrics):
             return
         should_stop, reason = self._evaluate_stopping_criteria(torch.as_tensor(metrics[self.monitor]).squeeze())
-        if any(gather(should_stop)):
+        if trainer.strategy.reduce_boolean_decision(should_stop, all=False):
             trainer.should_stop = True
             self.stopped_epoch = trainer.current_epoch
             self.stopping_reason_message = reason

@@ -31,7 +31,7 @@ from camshaft.contrib.lightning.callbacks.monitored import mode_of
 from camshaft.contrib.lightning.states import TrainerFn
 from camshaft.contrib.lightning.utilities.exceptions import MisconfigurationException
 from camshaft.contrib.lightning.utilities.rank_zero import WarningCache, rank_zero_info, rank_zero_warn
-from camshaft.engine.distributed import broadcast, gather
+from camshaft.engine.distributed import broadcast
 
 if TYPE_CHECKING:
     from camshaft.contrib.lightning.module import LightningModule
@@ -195,6 +195,8 @@ class ModelCheckpoint(Checkpoint):
         self.dirpath = broadcast(self.dirpath or default_directory(trainer))
         if stage == TrainerFn.FITTING:
             self._validated = self._saves_after_validation = False
+            if trainer.global_step == 0:  # another training, not the same that goes on
+                self._last_checkpoint_saved, self._last_global_step_saved = "", 0
             if not trainer.fast_dev_run and (self.save_top_k != 0 or self.save_last or self.save_on_exception):
                 error = broadcast(why_unwritable(self.dirpath))
                 if error is not None:
@@ -252,7 +254,8 @@ class ModelCheckpoint(Checkpoint):
             return trainer.global_step % self._every_n_train_steps == 0
         now = time.monotonic()
         since = self._last_time_checked
-        is_due: bool = broadcast(since is not None and now - since >= self._train_time_interval.total_seconds())
+        is_due = since is not None and now - since >= self._train_time_interval.total_seconds()
+        is_due = trainer.strategy.reduce_boolean_decision(trainer.is_global_zero and is_due, all=False)
         if is_due:
             self._last_time_checked = now
         return is_due
@@ -268,7 +271,7 @@ class ModelCheckpoint(Checkpoint):
     def _should_save_on_train_epoch_end(self, trainer: Trainer) -> bool:
         if self._save_on_train_epoch_end is not None:
             return self._save_on_train_epoch_end
-        if not trainer.enable_validation or trainer.num_val_batches == [0]:
+        if not trainer.enable_validation or (trainer.num_val_batches and sum(trainer.num_val_batches) == 0):
             return True
         comes_with_epochs = trainer.check_val_every_n_epoch == 1 and trainer.val_check_interval == 1.0
         return comes_with_epochs and trainer.val_check_seconds is None
@@ -354,7 +357,7 @@ class ModelCheckpoint(Checkpoint):
             return True
         is_better = torch.lt if self.mode == "min" else torch.gt
         worst = self.best_k_models[self.kth_best_model_path]
-        return all(gather(bool(is_better(current, worst.to(current.device)))))
+        return trainer.strategy.reduce_boolean_decision(bool(is_better(current, worst.to(current.device))), all=True)
 
     def _save_last_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Any]) -> None:
         if not self.save_last:

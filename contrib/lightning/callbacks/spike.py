@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from camshaft.contrib.lightning.callbacks.callback import Callback
-from camshaft.engine.distributed import gather
 
 if TYPE_CHECKING:
     from camshaft.contrib.lightning.module import LightningModule
@@ -83,11 +82,12 @@ class SpikeDetection(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        loss = outputs["loss"] if isinstance(outputs, Mapping) else outputs
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if not isinstance(loss, torch.Tensor):
             raise TypeError(f"SpikeDetection needs a training_step that returns a loss, but it returned {outputs!r}.")
         value = loss.item()
-        if any(gather(batch_idx >= self.warmup and self._is_spike(value))):
+        is_spike = batch_idx >= self.warmup and self._is_spike(value)
+        if trainer.strategy.reduce_boolean_decision(is_spike, all=False):
             self._handle_spike(trainer, batch_idx)
         if math.isfinite(value):
             self._update_stats(value)

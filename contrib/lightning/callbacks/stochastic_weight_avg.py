@@ -111,6 +111,8 @@ class StochasticWeightAveraging(Callback):
         if isinstance(trainer.strategy, FSDPStrategy):
             raise MisconfigurationException("StochasticWeightAveraging cannot average a model that is sharded.")
         self._average_model = copy.deepcopy(pl_module)
+        self.n_averaged, self._init_n_averaged, self._latest_update_epoch = None, 0, -1
+        self._swa_scheduler, self._scheduler_state = None, None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if len(trainer.optimizers) != 1 or len(trainer.lr_scheduler_configs) > 1:
@@ -172,7 +174,7 @@ class StochasticWeightAveraging(Callback):
             self.n_averaged = torch.tensor(self._init_n_averaged, dtype=torch.long, device=pl_module.device)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.n_averaged is None or self._average_model is None or trainer.received_sigterm:
+        if self.n_averaged is None or self._average_model is None:
             return
         self.transfer_weights(self._average_model, pl_module)
         if self.pl_module_contains_batch_norm(pl_module):

@@ -16,7 +16,6 @@ from camshaft.contrib.lightning.callbacks.callback import Callback
 from camshaft.contrib.lightning.states import RunningStage
 from camshaft.contrib.lightning.utilities.exceptions import MisconfigurationException
 from camshaft.contrib.lightning.utilities.rank_zero import rank_zero_info
-from camshaft.engine.distributed import broadcast
 
 if TYPE_CHECKING:
     from camshaft.contrib.lightning.module import LightningModule
@@ -129,7 +128,10 @@ class Timer(Callback):
 
     def _check_time_remaining(self, trainer: Trainer) -> None:
         """End training if the time is over; the first process looks at the clock for all."""
-        if self._duration is None or not broadcast(self.time_elapsed() >= self._duration):
+        if self._duration is None:
+            return
+        is_over = trainer.is_global_zero and self.time_elapsed() >= self._duration
+        if not trainer.strategy.reduce_boolean_decision(is_over, all=False):
             return
         trainer.should_stop = True
         if self._verbose:

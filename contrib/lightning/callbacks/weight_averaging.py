@@ -16,6 +16,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 from camshaft.contrib.lightning.callbacks.callback import Callback
 from camshaft.contrib.lightning.hooks import is_overridden
 from camshaft.contrib.lightning.states import TrainerFn
+from camshaft.contrib.lightning.strategies import FSDPStrategy
+from camshaft.contrib.lightning.utilities.exceptions import MisconfigurationException
 from camshaft.contrib.lightning.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 if TYPE_CHECKING:
@@ -35,6 +37,9 @@ class WeightAveraging(Callback):
         device: where the averages are kept; by default where the module is.
         use_buffers: average the buffers, too, such as the statistics of batch normalisation.
         kwargs: of ``AveragedModel``, such as ``avg_fn``.
+
+    Raises:
+        MisconfigurationException: when ``fit`` starts, if the model is sharded.
 
     Example:
         >>> class FromStep100(WeightAveraging):
@@ -65,11 +70,14 @@ class WeightAveraging(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != TrainerFn.FITTING:
             return
+        if isinstance(trainer.strategy, FSDPStrategy):
+            raise MisconfigurationException(f"{type(self).__name__} cannot average a model that is sharded.")
         if is_overridden("configure_model", pl_module):
             pl_module.configure_model()  # so that the average has all layers
         device = trainer.strategy.root_device if self._device is None else self._device
         self._average_model = AveragedModel(pl_module, device=device, use_buffers=self._use_buffers, **self._kwargs)
         self._swapped = False
+        self._latest_update_step, self._latest_update_epoch = 0, -1
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -86,8 +94,6 @@ class WeightAveraging(Callback):
             self._latest_update_epoch = epoch
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.received_sigterm:
-            return  # the run will go on, with the weights that it has
         for average, current in self._pairs(pl_module):
             current.copy_(average)
 

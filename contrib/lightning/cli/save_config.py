@@ -19,6 +19,8 @@ __all__ = ["SaveConfigCallback"]
 class SaveConfigCallback(Callback):
     """Writes ``config.yaml`` to the trainer's ``log_dir``; ``--config`` with it does the run again.
 
+    Where the logger has no directory, it goes to the trainer's ``default_root_dir``.
+
     Args:
         parser: knows how to write the configuration.
         config: the configuration.
@@ -58,8 +60,7 @@ class SaveConfigCallback(Callback):
         if self.already_saved:
             return
         if self.save_to_log_dir:
-            directory = trainer.log_dir  # the same on all ranks
-            assert directory is not None
+            directory = trainer.log_dir or trainer.default_root_dir  # the same on all ranks
             path = Path(directory) / self.config_filename
             is_there = trainer.strategy.broadcast(path.is_file() if trainer.is_global_zero else False)
             if is_there and not self.overwrite:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from camshaft.contrib.lightning.utilities.apply_func import move_data_to_device
     from camshaft.contrib.lightning.utilities.data import suggested_max_num_workers
     from camshaft.contrib.lightning.utilities.enums import GradClipAlgorithmType, LightningEnum
+    from camshaft.contrib.lightning.utilities.flops import measure_flops
     from camshaft.contrib.lightning.utilities.grads import grad_norm
     from camshaft.contrib.lightning.utilities.parameter_tying import find_shared_parameters, set_shared_parameters
     from camshaft.contrib.lightning.utilities.parsing import AttributeDict, is_picklable
@@ -31,6 +32,7 @@ __all__ = [
     "find_shared_parameters",
     "grad_norm",
     "is_picklable",
+    "measure_flops",
     "move_data_to_device",
     "rank_zero_debug",
     "rank_zero_deprecation",
@@ -50,6 +52,7 @@ _modules = {
     "find_shared_parameters": "parameter_tying",
     "grad_norm": "grads",
     "is_picklable": "parsing",
+    "measure_flops": "flops",
     "move_data_to_device": "apply_func",
     "rank_zero_debug": "rank_zero",
     "rank_zero_deprecation": "rank_zero",
@@ -69,6 +72,7 @@ _submodules = {
     "distributed",
     "enums",
     "exceptions",
+    "flops",
     "grads",
     "imports",
     "memory",

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torchmetrics import Metric
 
 __all__ = [
+    "EPOCH_OUTPUT",
     "EVAL_DATALOADERS",
     "STEP_OUTPUT",
     "TRAIN_DATALOADERS",
@@ -33,6 +34,7 @@ __all__ = [
 _NUMBER: TypeAlias = int | float
 _METRIC: TypeAlias = Union["Metric", Tensor, int, float]
 STEP_OUTPUT: TypeAlias = Optional[Union[Tensor, Mapping[str, Any]]]  # noqa: UP007, UP045
+EPOCH_OUTPUT: TypeAlias = list[STEP_OUTPUT]  # what `..._epoch_end(outputs)` got in 1.x
 _EVALUATE_OUTPUT: TypeAlias = list[Mapping[str, float]]  # one for each loader
 _PREDICT_OUTPUT: TypeAlias = Union[list[Any], list[list[Any]]]  # noqa: UP007
 TRAIN_DATALOADERS: TypeAlias = Any  # an iterable, or a collection of iterables

@@ -120,7 +120,7 @@ def timers() -> dict[str, Any]:
         timer = Timer("00:01:00:00")
         trainer = fit(
             Model(),
-            LambdaCallback(on_train_start=lambda *_, timer=timer, whose=whose: over(timer) if RANK == whose else None),
+            LambdaCallback(on_train_start=lambda *_, timer=timer, whose=whose: over(timer) if whose == RANK else None),
             timer,
             max_epochs=1,
         )
@@ -167,7 +167,7 @@ def predictions() -> dict[str, Any]:
     written: list[Any] = []
 
     class Writer(BasePredictionWriter):
-        def write_on_batch_end(self, trainer, pl_module, prediction, indices, batch, batch_idx, dataloader_idx):
+        def write_on_batch_end(self, trainer, pl_module, prediction, indices, batch, batch_idx, dataloader_idx):  # noqa: PLR0917
             written.append((indices, torch.equal(batch[0], DATA.tensors[0][indices])))
 
     trainer_with(Writer("batch")).predict(Model(), DataLoader(DATA, batch_size=5))

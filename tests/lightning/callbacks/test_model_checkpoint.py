@@ -206,6 +206,14 @@ def test_a_second_fit_goes_on_knowing_the_best(fit, model_class, tmp_path):
     assert contents_of(tmp_path / "runs") == {"epoch=3-step=12.ckpt": (3, 12), "last.ckpt": (3, 12)}
 
 
+def test_with_another_trainer_it_saves_as_many(fit, model_class, tmp_path):
+    checkpoint = ModelCheckpoint(tmp_path, save_top_k=-1)
+    for _ in range(2):
+        fit(model_class(), checkpoint, max_epochs=2)
+    names = ["epoch=0-step=3", "epoch=0-step=3-v1", "epoch=1-step=6", "epoch=1-step=6-v1"]
+    assert sorted(contents_of(tmp_path)) == sorted(f"{name}.ckpt" for name in names)
+
+
 def test_in_another_directory_only_the_best_of_before_is_known(fit, model_class, tmp_path):
     first = ModelCheckpoint(tmp_path / "one", monitor="val_loss")
     fit(model_class([3, 1]), first, max_epochs=2)

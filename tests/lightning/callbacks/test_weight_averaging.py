@@ -1,9 +1,20 @@
 """Averages of weights: what they are, who sees them, and what a checkpoint keeps."""
 
+import os
+import signal
+
 import pytest
 import torch
 
-from camshaft.contrib.lightning.callbacks import EMAWeightAveraging, LambdaCallback, ModelCheckpoint, WeightAveraging
+from camshaft.contrib.lightning.callbacks import (
+    EMAWeightAveraging,
+    LambdaCallback,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
+from camshaft.contrib.lightning.strategies import FSDPStrategy
+from camshaft.contrib.lightning.utilities.exceptions import MisconfigurationException
 
 
 @pytest.fixture
@@ -103,6 +114,39 @@ def test_a_run_that_is_resumed_ends_in_the_same_bits(fit, model_class, tmp_path)
     fit(resumed := model_class(batch_norm=True), averaging(), max_epochs=4, ckpt_path=tmp_path / "two.ckpt")
     fit(whole := model_class(batch_norm=True), averaging(), max_epochs=4)
     assert all(map(torch.equal, resumed.state_dict().values(), whole.state_dict().values()))
+
+
+@pytest.mark.parametrize(
+    "averaging", [lambda: EMAWeightAveraging(decay=0.5), lambda: StochasticWeightAveraging(0.01, 2)], ids=["ema", "swa"]
+)
+def test_a_run_that_is_preempted_goes_on_from_the_weights_and_not_from_the_averages(
+    fit, model_class, tmp_path, averaging
+):
+    def preempt(trainer, module, *_):
+        if trainer.global_step == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit):
+        fit(model_class(), averaging(), ModelCheckpoint(tmp_path), LambdaCallback(on_train_batch_end=preempt))
+    fit(resumed := model_class(), averaging(), ckpt_path=tmp_path / "preempted.ckpt")
+    fit(whole := model_class(), averaging())
+    assert all(map(torch.equal, resumed.parameters(), whole.parameters()))
+
+
+@pytest.mark.parametrize(
+    "averaging", [lambda: EMAWeightAveraging(decay=0.5), lambda: StochasticWeightAveraging(0.01, 2)], ids=["ema", "swa"]
+)
+def test_with_another_trainer_it_starts_afresh(fit, model_class, averaging):
+    callback = averaging()
+    models = model_class(), model_class()
+    for model in models:
+        fit(model, callback)
+    assert all(map(torch.equal, *(model.parameters() for model in models)))
+
+
+def test_a_model_that_is_sharded_is_refused(fit, model_class):
+    with pytest.raises(MisconfigurationException, match="WeightAveraging cannot average a model that is sharded"):
+        fit(model_class(), WeightAveraging(), strategy=FSDPStrategy())
 
 
 def test_a_checkpoint_without_averages_starts_them(fit, model_class, tmp_path):
