@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from ignite.engine import Engine as IgniteEngine
 
-from camshaft.engine.distributed import TIMEOUT_VARIABLE, rank, world_size
+from camshaft.engine.distributed import TIMEOUT_VARIABLE, let_go_at_exit, rank, world_size
 from camshaft.engine.events import Events
 from camshaft.engine.phases import Phase, subscribe
 
@@ -213,6 +213,7 @@ def gather_on_first(value: Any) -> list[Any] | None:
 
 
 _groups: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()  # beside each group of all processes
+let_go_at_exit(_groups.clear)
 
 
 def _group() -> Any:

@@ -7,7 +7,7 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -16,7 +16,17 @@ import ignite.distributed as idist
 import torch
 import torch.distributed as dist
 
-__all__ = ["TIMEOUT_VARIABLE", "broadcast", "finalise", "from_slurm", "gather", "initialise", "rank", "world_size"]
+__all__ = [
+    "TIMEOUT_VARIABLE",
+    "broadcast",
+    "finalise",
+    "from_slurm",
+    "gather",
+    "initialise",
+    "let_go_at_exit",
+    "rank",
+    "world_size",
+]
 
 TIMEOUT_VARIABLE = "CAMSHAFT_COLLECTIVE_TIMEOUT"
 """Where `camshaft launch --collective-timeout` leaves its seconds for the programs that it starts."""
@@ -138,6 +148,20 @@ def finalise() -> None:
         idist.sync()
 
 
+def let_go_at_exit(function: Callable[[], None]) -> None:
+    """Call ``function`` when the process ends, to let go of whatever keeps a process group alive.
+
+    The threads of one that outlives the interpreter make the process abort now and then.
+
+    Example:
+        >>> let_go_at_exit(lambda: None)
+    """
+    _keepers.append(function)
+
+
+_keepers: list[Callable[[], None]] = []
+
+
 def from_slurm(environment: Mapping[str, str]) -> dict[str, str]:
     """What torchrun would have set, for a process that SLURM's ``srun`` started as one of several, else nothing.
 
@@ -229,8 +253,9 @@ def _as_timedelta(timeout: float | timedelta | None) -> timedelta | None:
 
 
 def _finalise_at_exit() -> None:
-    # After an error, the others may be gone or hang, and NCCL would wait for them. Gloo does not, but a group that is
-    # still there when the process ends makes it abort now and then.
+    for let_go in _keepers:
+        let_go()
+    # After an error, the others may be gone or hang, and NCCL would wait for them. Gloo does not.
     if not (hasattr(sys, "last_value") and dist.is_initialized() and "nccl" in dist.get_backend()):
         finalise()
 

@@ -21,7 +21,7 @@ from ignite.engine import Engine as IgniteEngine
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from camshaft.engine.distributed import initialise, world_size
+from camshaft.engine.distributed import initialise, let_go_at_exit, world_size
 from camshaft.engine.events import Events, StepEvents
 from camshaft.engine.phases import Phase
 from camshaft.engine.training_step import TrainingStep
@@ -80,6 +80,7 @@ class DataParallel(Handler):
         self._exchanged = False  # by the backward of the last micro-batch
         self._has_exchanged = False  # any backward
         self._takes_buffers = True  # at the next call of the model: of each step the first one
+        self._frozen: set[int] = set()  # when it was wrapped
 
     def attach(self, engine: IgniteEngine) -> None:
         super().attach(engine)
@@ -108,6 +109,7 @@ class DataParallel(Handler):
             base = type(self.model)
             self._wrapped = _Wrapper(_Direct(self.model, base), device_ids=device_ids, **self.options)
             self._wrapped.settle_buckets()
+            self._frozen = {id(parameter) for parameter in self.model.parameters() if not parameter.requires_grad}
             self.model.__class__ = _parallel(base, weakref.ref(self))
             self._step.exchanges.append(self.exchange)
 
@@ -142,10 +144,12 @@ class DataParallel(Handler):
             whole: whether the group has as many micro-batches as it should.
         """
         exchanged, self._exchanged = self._exchanged, False
-        if whole and exchanged:
+        if whole and exchanged and not self._frozen:
             return
         own = {id(parameter) for parameter in self.model.parameters()}
         trained = [one for one in parameters if id(one) in own and one.requires_grad]
+        if whole and exchanged:
+            trained = [one for one in trained if id(one) in self._frozen]  # until now: the wrapper passes them over
         if self.options.get("find_unused_parameters"):  # which of them were used may differ between the processes
             _fill_gradients(trained)
         gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
@@ -241,6 +245,20 @@ class _Wrapper(DistributedDataParallel):
         """Take that order for the one that was learnt."""
         self.reducer._push_all_rebuilt_params()
         self.reducer._rebuild_buckets()
+        _alive.add(self)
+
+
+_alive: weakref.WeakSet[_Wrapper] = weakref.WeakSet()
+
+
+def _let_go_of_groups() -> None:
+    """Wrappers in global variables outlive the process group, whose threads then end after the interpreter."""
+    for wrapper in _alive:
+        for name in ("reducer", "logger", "process_group"):
+            wrapper.__dict__.pop(name, None)
+
+
+let_go_at_exit(_let_go_of_groups)
 
 
 class _Direct(nn.Module):

@@ -106,6 +106,29 @@ class TestTwoRanks:
         assert sorted(ended.stdout.splitlines()) == EXPECTED, ended.stderr
 
 
+PROGRAM_WITH_GLOBALS = """
+import atexit, pathlib
+from torch import nn, optim, ones
+
+def count_threads():  # the last thing that python calls
+    names = [path.read_text().strip() for path in pathlib.Path("/proc/self/task").glob("*/comm")]
+    print(len([name for name in names if "gloo" in name]), flush=True)
+
+atexit.register(count_threads)
+from camshaft import *
+model = nn.Linear(4, 1)
+trainer = Engine(lambda engine, batch: model(batch).mean())
+trainer.attach(OptimizerStep(optim.SGD(model.parameters(), lr=0.1)), DataParallel(model), TimeLimit(60))
+trainer.run([ones(2, 4)] * 3)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted in /proc")
+def test_no_thread_of_a_group_outlives_the_interpreter_which_it_would_make_abort(tmp_path):
+    (tmp_path / "train.py").write_text(PROGRAM_WITH_GLOBALS)
+    assert srun(tmp_path / "train.py", MASTER_PORT=free_port()) == ["0", "0"]
+
+
 def test_a_process_of_its_own_has_no_group():
     assert not initialise()
     assert not dist.is_initialized()
