@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import copy
-import copy
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
-
 from camshaft.contrib.lightning.combined_loader import CombinedLoader
 from camshaft.contrib.lightning.hooks import is_overridden
-from camshaft.contrib.lightning.utilities.rank_zero import rank_zero_warn
 
 __all__ = [
     "Batches",
@@ -232,29 +228,6 @@ def number_of_batches(loader: Any, limit: float | None, name: str) -> float:
             f"{name}={limit} of {length} batches is none at all: give at least {1 / length:.3g}, or a number of batches."
         )
     return int(length * limit)
-
-
-def without_shuffling(loader: Any) -> Any:
-    """The loader, or the loaders, in the order of the data set: ``overfit_batches`` wants the same batches each epoch.
-
-    Args:
-        loader: of :func:`training_loader`.
-    """
-    if isinstance(loader, Together):
-        loader.loader.flattened = [without_shuffling(one) for one in loader.loader.flattened]
-        return loader
-    if not isinstance(loader, DataLoader) or not isinstance(loader.sampler, RandomSampler):
-        return loader
-    rank_zero_warn("overfit_batches takes the same batches in each epoch, so the training data is not shuffled.")
-    in_order = copy.copy(loader)
-    in_order._iterator = None
-    sampler = SequentialSampler(loader.dataset)
-    parts: dict[str, Any] = {"sampler": sampler}
-    if loader.batch_size is not None:
-        parts["batch_sampler"] = BatchSampler(sampler, loader.batch_size, loader.drop_last)
-    for name, part in parts.items():
-        object.__setattr__(in_order, name, part)  # a loader refuses it, but only lest its parts contradict
-    return in_order
 
 
 class Limited:

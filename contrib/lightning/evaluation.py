@@ -145,7 +145,8 @@ class Evaluation:
             self.results.dataloader_idx = index if len(self._loaders) > 1 else None
             self.results.in_batches = True
             self.batch_idx = -1
-            self.engine.state.max_epochs = self.engine.state.max_iters = None  # a run of its own each time
+            state = self.engine.state
+            state.max_epochs = state.max_iters = state.epoch_length = None  # a run of its own each time
             if self.trainer.state.fn == TrainerFn.FITTING:
                 set_epoch(batches.loaders, self.trainer.current_epoch)
             if number == float("inf"):

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-__all__ = ["backward_with", "called_as_then", "former_hook", "makes_step_after_backward", "step_with"]
+from camshaft.contrib.lightning.utilities.rank_zero import rank_zero_warn
+
+__all__ = [
+    "backward_with",
+    "called_as_then",
+    "former_hook",
+    "makes_step_after_backward",
+    "step_with",
+    "tell_of_trainer",
+    "warn_of_uncalled",
+]
 
 # Under which names today's moments were known, in modules and callbacks alike.
 _FORMER = {
@@ -19,6 +29,45 @@ _FORMER = {
     "on_test_start": "on_pre_performance_check",
     "on_test_end": "on_post_performance_check",
 }
+
+# Methods of releases up to 1.9 that nothing calls, and what does their work.
+_UNCALLED = {
+    "configure_apex": "precision=16 is torch's own",
+    "configure_ddp": "pass a DDPStrategy with its options to the Trainer",
+    "configure_sync_batchnorm": "use Trainer(sync_batchnorm=True)",
+    "get_progress_bar_dict": "override get_metrics() of a TQDMProgressBar",
+    "get_tqdm_dict": "override get_metrics() of a TQDMProgressBar",
+    "init_ddp_connection": "a launcher's variables are read, see docs/distributed.md",
+    "on_before_accelerator_backend_setup": "use setup()",
+    "on_configure_sharded_model": "use configure_model() of the module",
+    "on_hpc_load": "use on_load_checkpoint()",
+    "on_hpc_save": "use on_save_checkpoint()",
+    "on_keyboard_interrupt": "use on_exception()",
+    "on_predict_dataloader": "override predict_dataloader()",
+    "on_pretrain_routine_end": "use on_fit_start()",
+    "on_pretrain_routine_start": "use on_fit_start()",
+    "on_test_dataloader": "override test_dataloader()",
+    "on_train_dataloader": "override train_dataloader()",
+    "on_val_dataloader": "override val_dataloader()",
+    "tbptt_split_batch": "split the batch in training_step, with self.automatic_optimization = False",
+    "tng_dataloader": "name it train_dataloader()",
+}
+
+
+def tell_of_trainer(trainer: Any, callbacks: Iterable[Any]) -> None:
+    """Call ``on_init_start`` and ``on_init_end`` of callbacks: a Trainer has been made."""
+    for name in ("on_init_start", "on_init_end"):
+        for callback in callbacks:
+            if callable(getattr(callback, name, None)):
+                getattr(callback, name)(trainer)
+
+
+def warn_of_uncalled(module: Any, callbacks: Iterable[Any]) -> None:
+    """Tell of methods that were called in releases up to 1.9 and are not any more."""
+    for owner in (module, *callbacks):
+        for name, instead in _UNCALLED.items():
+            if callable(getattr(owner, name, None)):
+                rank_zero_warn(f"{type(owner).__name__}.{name}() is not called any more: {instead}.")
 
 
 def former_hook(name: str, owner: Any) -> Callable[..., Any] | None:

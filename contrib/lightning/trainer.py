@@ -24,6 +24,7 @@ from camshaft.contrib.lightning.devices import device_ids, kind_of
 from camshaft.contrib.lightning.evaluation import Evaluation
 from camshaft.contrib.lightning.flags import check, from_old_flags, seconds_of
 from camshaft.contrib.lightning.hooks import Hooks, is_overridden
+from camshaft.contrib.lightning.old_hooks import tell_of_trainer, warn_of_uncalled
 from camshaft.contrib.lightning.optimization import configured
 from camshaft.contrib.lightning.precision import precision_of
 from camshaft.contrib.lightning.results import Metrics, Results, as_numbers, as_table
@@ -296,6 +297,7 @@ class Trainer(TrainerViews):
         self._hooks: Hooks | None = None
         self._train_source: Source | None = None
         self._prepared: Any = None  # the module whose prepare_data() was called last
+        tell_of_trainer(self, self.callbacks)
 
     # -------------------------------------------------------------------------------------------- the four functions
 
@@ -500,6 +502,7 @@ class Trainer(TrainerViews):
             old_style.monitor_as_then(module, checkpoint)
         for callback in self.callbacks:
             callback.log, callback.log_dict = module.log, module.log_dict
+        warn_of_uncalled(module, self.callbacks)
         self._hooks = hooks = Hooks(self, module)
         for logger in self.loggers:
             getattr(logger, "experiment", None)  # a directory that cannot be written to is told of now
@@ -523,7 +526,7 @@ class Trainer(TrainerViews):
             self.datamodule.setup(stage=fn)
         for hook in hooks.of_callbacks("setup"):
             hook(fn)
-        for name, args in (("setup", (fn,)), ("configure_model", ())):
+        for name, args in (("setup", (fn,)), ("configure_sharded_model", ()), ("configure_model", ())):
             if is_overridden(name, hooks.module):
                 getattr(hooks.module, name)(*args)
 

@@ -298,7 +298,7 @@ class Training:
                     "epochs."
                 )
             return interval
-        if not self.has_length:
+        if number == float("inf"):
             if interval != 1.0:
                 raise ValueError(
                     f"Trainer(val_check_interval={interval}) is a share of data without length: give a number of "
@@ -311,7 +311,7 @@ class Training:
         every = self.trainer.reload_dataloaders_every_n_epochs
         if every and self.epochs_completed - self._made_in_epoch >= every:
             self.make_loaders_anew()
-        elif self._ends_early:
+        elif self._ends_early or not self.has_length:
             self.engine._dataloader_iter = None  # each epoch begins with the first batch
         if not self.has_length:
             self.engine.state.epoch_length = None  # may be another one

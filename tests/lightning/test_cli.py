@@ -154,6 +154,22 @@ def test_environment_variables_are_options_where_the_parser_reads_them(run, monk
     assert run(parser_kwargs={"default_env": True}).model.width == 5
 
 
+def test_a_subcommands_parser_has_options_of_its_own(run, tmp_path, capsys):
+    (tmp_path / "defaults.yaml").write_text("model: {width: 5}\n")
+    with pytest.raises(SystemExit) as left:
+        run("fit", "--print_config", run=True, parser_kwargs={"fit": {"default_config_files": ["defaults.yaml"]}})
+    assert left.value.code == 0
+    assert "width: 5" in capsys.readouterr().out
+
+
+def test_a_function_may_make_the_trainer(run):
+    def make(max_epochs: int = 3) -> pl.Trainer:
+        return pl.Trainer(max_epochs=max_epochs * 2, logger=False, enable_checkpointing=False)
+
+    with pytest.warns(UserWarning, match="no argument 'callbacks', so these are not used: SaveConfigCallback"):
+        assert run("--trainer.max_epochs=4", trainer_class=make).trainer.max_epochs == 8
+
+
 def test_without_a_class_the_module_is_named(run):
     cli = run("--model", f"{__name__}.Wider", "--model.more=4", "--model.width=5", model=None)
     assert (type(cli.model), cli.model.more, cli.model.width) == (Wider, 4, 5)

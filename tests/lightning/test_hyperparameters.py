@@ -212,6 +212,15 @@ def test_a_dictionary_that_is_assigned_stays_that_dictionary():
     assert module.hparams is hparams
 
 
+def test_hyperparameters_may_be_assigned_before_the_base_class_is_made():
+    class Early(Module):
+        def __init__(self, hparams):
+            self.hparams = hparams
+            super().__init__()
+
+    assert Early(Namespace(width=3)).hparams.width == 3
+
+
 def test_assigned_hyperparameters_are_logged():
     module = Old(Namespace(width=3))
     assert (module._log_hyperparams, module.hparams_initial) == (True, {"width": 3})

@@ -437,3 +437,26 @@ def test_a_schedule_on_a_plateau_watches_val_loss_unless_told_otherwise():
     trainer = pl.Trainer(**{**QUIET, "max_epochs": 3})
     trainer.fit(model)
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.001)
+
+
+def test_callbacks_are_told_that_a_trainer_was_made():
+    calls = []
+
+    class Told(pl.Callback):
+        def on_init_start(self, trainer):
+            calls.append("on_init_start")
+
+        def on_init_end(self, trainer):
+            calls.append(trainer)
+
+    trainer = pl.Trainer(callbacks=[Told()], **QUIET)
+    assert calls == ["on_init_start", trainer]
+
+
+def test_what_is_not_called_any_more_is_told_with_what_does_its_work():
+    class Leftover(Model):
+        def get_progress_bar_dict(self):
+            return {}
+
+    with pytest.warns(UserWarning, match=r"Leftover\.get_progress_bar_dict\(\) is not called any more: override get_m"):
+        pl.Trainer(**QUIET).fit(Leftover())

@@ -66,8 +66,8 @@ class ServableModuleValidator(Callback):
     ) -> None:
         if optimization is not None or server != "fastapi":
             raise NotImplementedError(
-                f"ServableModuleValidator(optimization={optimization!r}, server={server!r}): only optimization=None and "
-                "server='fastapi' are supported."
+                f"ServableModuleValidator(optimization={optimization!r}, server={server!r}): only optimization=None "
+                "and server='fastapi' are supported."
             )
         self.optimization = optimization
         self.server = server
