@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset, random_split
 
 from camshaft import (
+    Checkpoint,
     DataParallel,
     Device,
     DistributedSampling,
@@ -86,6 +87,9 @@ def main() -> None:
         Evaluate(evaluator, test_loader, at=Events.COMPLETED, prefix="test_"),
         ProgressBar(),
     )
+    if options.run_dir is not None:
+        # Killed, the same command goes on where it was, also on another number of processes.
+        trainer.attach(Checkpoint(options.run_dir, model=model, optimizer=optimizer))
     trainer.run(train_loader, max_epochs=options.max_epochs)
 
     # ------------------------------------------------------------------------------------------------ what came of it
@@ -123,6 +127,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--max-epochs", type=int, default=15, help="(default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=64, help="of all processes (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    parser.add_argument("--run-dir", type=Path, help="a directory to keep checkpoints in, and to go on from")
     parser.add_argument("--weights", type=Path, help="a file to write the weights to")
     return parser.parse_args()
 

@@ -16,6 +16,7 @@ __all__ = [
     "step_with",
     "tell_of_trainer",
     "warn_of_uncalled",
+    "zero_grad_with",
 ]
 
 # Under which names today's moments were known, in modules and callbacks alike.
@@ -128,6 +129,13 @@ def step_with(optimizer_step: Callable[..., Any], index: int) -> Callable[..., A
         return optimizer_step(*arguments[:most])
 
     return call
+
+
+def zero_grad_with(zero_grad: Callable[..., Any], index: int) -> Callable[..., Any]:
+    """An ``optimizer_zero_grad`` that may take ``optimizer_idx``, to be called with today's arguments."""
+    if len(_positional(zero_grad)) < 4:
+        return zero_grad
+    return lambda epoch, batch_idx, optimizer: zero_grad(epoch, batch_idx, optimizer, index)
 
 
 def backward_with(backward: Callable[..., Any], trainer: Any, optimizer: Any, index: int) -> Callable[[Any], Any]:

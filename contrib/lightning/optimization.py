@@ -14,7 +14,7 @@ import torch
 from torch.optim import Optimizer
 
 from camshaft.contrib.lightning.hooks import Hooks, is_overridden
-from camshaft.contrib.lightning.old_hooks import backward_with, called_as_then, makes_step_after_backward, step_with
+from camshaft.contrib.lightning.old_hooks import backward_with, makes_step_after_backward, step_with, zero_grad_with
 from camshaft.contrib.lightning.schedules import LRSchedulerConfig, schedule_configs
 from camshaft.engine.events import StepEvents
 from camshaft.engine.training_step import TrainingStep
@@ -180,7 +180,7 @@ class ModuleStep(OptimizerStep):
         self.before_zero_grad = hooks.of("on_before_zero_grad")
         self.zero_grad: Callable[..., Any] | None = None
         if is_overridden("optimizer_zero_grad", module):
-            self.zero_grad = called_as_then(module.optimizer_zero_grad)
+            self.zero_grad = zero_grad_with(module.optimizer_zero_grad, index)
         self.before_backward = hooks.of("on_before_backward")
         self.backward: Callable[[torch.Tensor], Any] | None = None
         if is_overridden("backward", module):
@@ -224,75 +224,27 @@ class ModuleStep(OptimizerStep):
         for hook in self.before_zero_grad:
             hook(self.optimizers[0])
         if self.zero_grad:
-            self.zero_grad(self.trainer.current_epoch, self.trainer.batch_idx, self.optimizers[0], self.index)
+            self.zero_grad(self.trainer.current_epoch, self.trainer.batch_idx, self.optimizers[0])
         else:
             self.optimizers[0].zero_grad()
 
     def step_with_closure(self, engine: Any, evaluate: Callable[[], torch.Tensor | None]) -> None:
-        """One batch of a module that has an ``optimizer_step`` of its own, or an optimizer that evaluates several times.
+        """One batch of a module with an ``optimizer_step`` of its own, or an optimizer that evaluates several times.
 
         Args:
             engine: that trains.
             evaluate: computes the loss.
         """
-
-        def backward() -> Any:
-            with torch.enable_grad():
-                loss = evaluate()
-            if loss is None:
-                return None
-            with torch.autocast(loss.device.type, enabled=False):
-                self.accumulate(engine, loss)
-            return loss
-
         self._step.called_by_hand = True
+        closure = _Closure(self, engine, evaluate)
         if self._micro_batches + 1 < self._step.group_size and not self.trainer.is_last_batch:
-            backward()
+            closure.accumulate()
             return
-
-        group = self._micro_batches
-        evaluated = False
-        ahead: list[Any] = []
-
-        def closure() -> Any:
-            nonlocal evaluated
-            if ahead:
-                return ahead.pop()
-            evaluated = True
-            self._micro_batches = group  # a further evaluation starts with new gradients
-            loss = backward()
-            if loss is not None:
-                if self.scaler is not None:
-                    self.scaler.unscale_(self.optimizers[0])
-                self._normalise(self._step)
-                self._step.stepping = self
-                if self._step_started:
-                    self._step_started.fire(engine)
-            return loss
-
-        def make_step(optimizer: LightningOptimizer, users: Callable[[], Any] | None) -> Any:
-            if self.scaler is None:
-                return optimizer.optimizer.step(users)  # type: ignore[arg-type]
-            loss = users() if users is not None else None
-            if not self._scaled_step(self.scaler):
-                self.steps -= 1
-            return loss
-
         self.steps += 1
         engine.state.optimizer_step = self.steps
-        self.optimizer.make_step = make_step
-        module, trainer = self.trainer.lightning_module, self.trainer
-        optimizer_step = module.optimizer_step
+        self.optimizer.make_step = self._make_step_with
         try:
-            if makes_step_after_backward(optimizer_step):
-                ahead.append(closure())
-                optimizer_step = step_with(optimizer_step, self.index)
-            optimizer_step(trainer.current_epoch, trainer.batch_idx, self.optimizer, closure)
-            if not evaluated:
-                raise RuntimeError(
-                    f"{type(module).__name__}.optimizer_step() has not computed the loss: it must call "
-                    "optimizer.step(closure=optimizer_closure), or optimizer_closure() itself."
-                )
+            self._call_optimizer_step(closure)
         finally:
             self.optimizer.make_step = self._step.stepping = None
         torch.clear_autocast_cache()
@@ -300,6 +252,44 @@ class ModuleStep(OptimizerStep):
         self.optimizer.steps = engine.state.optimizer_step = self.steps
         if self._step_completed:
             self._step_completed.fire(engine)
+
+    def _call_optimizer_step(self, closure: _Closure) -> None:
+        module = self.trainer.lightning_module
+        optimizer_step = module.optimizer_step
+        if makes_step_after_backward(optimizer_step):
+            closure.evaluate_ahead()
+            optimizer_step = step_with(optimizer_step, self.index)
+        optimizer_step(self.trainer.current_epoch, self.trainer.batch_idx, self.optimizer, closure)
+        if not closure.evaluated:
+            raise RuntimeError(
+                f"{type(module).__name__}.optimizer_step() has not computed the loss: it must call "
+                "optimizer.step(closure=optimizer_closure), or optimizer_closure() itself."
+            )
+
+    def _make_step_with(self, optimizer: LightningOptimizer, closure: Callable[[], Any] | None) -> Any:
+        """What ``optimizer.step(closure)`` does from within ``optimizer_step``."""
+
+        def evaluate() -> Any:
+            loss = closure() if closure is not None else None
+            self._make_ready()
+            return loss
+
+        if self.scaler is None:
+            return optimizer.optimizer.step(evaluate)
+        loss = evaluate()
+        if not self._scaled_step(self.scaler):
+            self.steps -= 1
+        return loss
+
+    def _make_ready(self) -> None:
+        """Make the gradients of a group whole, and have them clipped."""
+        engine = self._engine() if self._engine is not None else None
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizers[0])
+        self._normalise(self._step)
+        self._step.stepping = self
+        if self._step_started:
+            self._step_started.fire(engine)
 
     def _make_step(self, engine: Any, closure: Callable[[], torch.Tensor] | None = None) -> None:
         super()._make_step(engine, closure)
@@ -315,6 +305,50 @@ class ModuleStep(OptimizerStep):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         super().load_state_dict(state_dict)
         self.optimizer.steps = self.steps
+
+
+class _Closure:
+    """Computes the loss of a batch and its gradients, for an optimizer that may ask for them several times.
+
+    Args:
+        step: that carries the loss on.
+        engine: that trains.
+        evaluate: computes the loss.
+
+    Attributes:
+        evaluated: whether it was called.
+    """
+
+    def __init__(self, step: ModuleStep, engine: Any, evaluate: Callable[[], torch.Tensor | None]) -> None:
+        self.evaluated = False
+        self._step = step
+        self._engine = engine
+        self._evaluate = evaluate
+        self._micro_batches = step._micro_batches
+        self._ahead: list[Any] = []
+
+    def __call__(self) -> Any:
+        if self._ahead:
+            return self._ahead.pop()
+        self.evaluated = True
+        self._step._micro_batches = self._micro_batches  # a further evaluation starts with new gradients
+        loss = self.accumulate()
+        if loss is None and self._micro_batches == 0:
+            self._step.drop_gradients()  # lest the optimizer use those of the step before once more
+        return loss
+
+    def accumulate(self) -> Any:
+        """The loss of the batch, after its backward."""
+        with torch.enable_grad():
+            loss = self._evaluate()
+        if loss is not None:
+            with torch.autocast(loss.device.type, enabled=False):
+                self._step.accumulate(self._engine, loss)
+        return loss
+
+    def evaluate_ahead(self) -> None:
+        """Do now what the next call is to give."""
+        self._ahead.append(self())
 
 
 class ManualOptimization:
@@ -354,21 +388,23 @@ class ManualOptimization:
     def make_step(self, optimizer: LightningOptimizer, closure: Callable[[], Any] | None) -> Any:
         """The step of one optimizer."""
         torch_optimizer = optimizer.optimizer
-        loss = None
-        if closure is not None and self.scaler is not None:
-            loss, closure = closure(), None
+
+        def evaluate() -> Any:
+            with torch.enable_grad():
+                loss = closure() if closure is not None else None
+            if self.scaler is not None:
+                self.scaler.unscale_(torch_optimizer)
+            for hook in self._before_step:
+                hook(torch_optimizer)
+            self._fire(StepEvents.OPTIMIZER_STEP_STARTED)
+            return loss
+
         if self.scaler is not None:
-            self.scaler.unscale_(torch_optimizer)
-        for hook in self._before_step:
-            hook(torch_optimizer)
-        self._fire(StepEvents.OPTIMIZER_STEP_STARTED)
-        if self.scaler is not None:
+            loss = evaluate()
             self.scaler.step(torch_optimizer)
             self.scaler.update()
-        elif closure is None:
-            torch_optimizer.step()
         else:
-            loss = torch_optimizer.step(closure)
+            loss = torch_optimizer.step(evaluate)
         optimizer.steps += 1
         self._engine.state.optimizer_step = optimizer.steps
         self._fire(StepEvents.OPTIMIZER_STEP_COMPLETED)

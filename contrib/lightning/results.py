@@ -314,8 +314,6 @@ class _Entry:
             return
         values = torch.stack([_as_tensor(value).reshape(()) for value in self._kept])
         if self.reduce == "mean":
-            if not values.is_floating_point():
-                values = values.float()
             weights = torch.tensor(self._weights, dtype=values.dtype, device=values.device)
             total = (values * weights).sum()
             if self._count:
@@ -410,7 +408,10 @@ def _as_number(value: Any, name: str) -> Any:
 
 
 def _as_tensor(value: Any) -> torch.Tensor:
-    return value if isinstance(value, torch.Tensor) else torch.tensor(value, dtype=torch.get_default_dtype())
+    """A number as a tensor with at least 32 bits, in which sums are exact enough."""
+    if not isinstance(value, torch.Tensor):
+        return torch.tensor(value, dtype=torch.promote_types(torch.get_default_dtype(), torch.float32))
+    return value if value.dtype in (torch.float32, torch.float64) else value.float()
 
 
 def _batch_size(batch: Any) -> int:

@@ -63,15 +63,22 @@ def snapshot(trainer: Trainer, *, weights_only: bool) -> dict[str, Any]:
 
 def _ours(trainer: Trainer, training: Training) -> dict[str, Any]:
     engine = training.engine
-    within = training.epoch_end is None and training.batch_idx >= 0 and engine.state.epoch > training.epochs_completed
+    epoch, iteration = engine.state.epoch, engine.state.iteration
+    in_batches = training.epoch_end is None and epoch > training.epochs_completed
+    within = in_batches and iteration > training.iterations_before_epoch
+    done = training.total_batches - training.batches_before_epoch
+    if within:
+        iteration = training.iterations_before_epoch + done  # a batch that was not finished is to come once more
+    elif in_batches:
+        epoch -= 1  # none of its batches has begun
     of_rank = {
-        "data": training.data.state_dict(engine) if engine.state.dataloader is not None else None,
+        "data": _place_in_data(training, iteration) if engine.state.dataloader is not None else None,
         "generators": generator_states(),
     }
     return {
         "epochs_completed": training.epochs_completed,
-        "engine": {"iteration": engine.state.iteration, "epoch": engine.state.epoch},
-        "position": training.batch_idx + 1 if within else None,
+        "engine": {"iteration": iteration, "epoch": epoch},
+        "position": done if within else None,
         "epoch_end": None if training.epoch_end is None else int(training.epoch_end),
         "total_batches": training.total_batches,
         "batches_stepped": training.batches_stepped,
@@ -81,6 +88,16 @@ def _ours(trainer: Trainer, training: Training) -> dict[str, Any]:
         "scaler": training.scaler.state_dict() if training.scaler is not None else None,
         "ranks": gather(of_rank),
     }
+
+
+def _place_in_data(training: Training, iteration: int) -> dict[str, Any]:
+    """The place in the data after an iteration: the last one, or the one before it if that was not finished."""
+    state = training.engine.state
+    reached, state.iteration = state.iteration, iteration
+    try:
+        return training.data.state_dict(training.engine)
+    finally:
+        state.iteration = reached
 
 
 def restore_module(trainer: Trainer, content: Mapping[str, Any]) -> None:

@@ -49,6 +49,9 @@ if TYPE_CHECKING:  # the command line finds these types here, too
 
 __all__ = ["Trainer"]
 
+# What ends a fit, and what Python does with it.
+_SIGNALS = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+
 
 class Trainer(TrainerViews):
     """Fits, validates, tests and predicts with a ``LightningModule``.
@@ -292,6 +295,7 @@ class Trainer(TrainerViews):
         self._progress_bar_metrics: dict[str, Any] = {}
         self._should_stop = False
         self.received_sigterm = False
+        self._interrupt_noted = False
         self.ckpt_path: Any = None
         self._loaded: dict[str, Any] | None = None
         self._hooks: Hooks | None = None
@@ -335,7 +339,7 @@ class Trainer(TrainerViews):
             raise ValueError("fit() was given both loaders and a data module: which is meant?")
         self._tune(model, train_dataloaders, val_dataloaders, datamodule)
         module = self._begin(TrainerFn.FITTING, RunningStage.TRAINING, model)
-        self._should_stop = False
+        self._should_stop = self._interrupt_noted = False
         ckpt_path = self.resume_from_checkpoint if ckpt_path is None else ckpt_path
         with self._running():
             self._prepare(module, datamodule, ckpt_path)
@@ -433,7 +437,7 @@ class Trainer(TrainerViews):
             model = self.lightning_module
             if model is None:
                 raise TypeError(f"Trainer.{fn}() needs a LightningModule: none was given, in this call or one before.")
-        model = getattr(model, "_orig_mod", model)  # a compiled one
+        model = _with_compiled_steps(model) if hasattr(model, "_orig_mod") else model
         if not isinstance(model, nn.Module) or not hasattr(model, "training_step"):
             raise TypeError(f"Trainer.{fn}() takes a LightningModule, but got {model!r}.")
         self.state.fn, self.state.stage, self.state.status = fn, stage, TrainerStatus.RUNNING
@@ -443,10 +447,11 @@ class Trainer(TrainerViews):
     @contextlib.contextmanager
     def _running(self) -> Iterator[None]:
         """A call of one of the functions: whatever ends it, callbacks and loggers are told."""
-        before = signal.getsignal(signal.SIGTERM)
+        before = {number: signal.getsignal(number) for number in _SIGNALS}
         handles = self.state.fn == TrainerFn.FITTING and threading.current_thread() is threading.main_thread()
-        if handles and before in (signal.SIG_DFL, None):
-            signal.signal(signal.SIGTERM, self._note_sigterm)
+        for number, usual in _SIGNALS.items():
+            if handles and before[number] in (usual, None):
+                signal.signal(number, self._note_signal)
         grad = torch.is_grad_enabled()
         dtype = torch.get_default_dtype()
         try:
@@ -463,8 +468,9 @@ class Trainer(TrainerViews):
             raise
         finally:
             torch.set_default_dtype(dtype)
-            if handles and signal.getsignal(signal.SIGTERM) == self._note_sigterm:
-                signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                if handles and signal.getsignal(number) in (self._note_signal, _SIGNALS[number]):
+                    signal.signal(number, handler)
             self.state.stage = None
             if self.lightning_module is not None:
                 self.lightning_module._results = None
@@ -592,6 +598,8 @@ class Trainer(TrainerViews):
             training.run(max_epochs)
             if self.received_sigterm:
                 self._leave()  # before callbacks change the weights for good
+            if self._interrupt_noted:
+                raise KeyboardInterrupt
             hooks.call("on_train_end")
         self._end_function(hooks, "on_fit_end")
 
@@ -781,9 +789,16 @@ class Trainer(TrainerViews):
         self.save_checkpoint(path)
         return path
 
-    def _note_sigterm(self, number: int, frame: Any) -> None:
-        signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
-        self.received_sigterm = True
+    def _note_signal(self, number: int, frame: Any) -> None:
+        """End after the batch under way, so that nothing of it is lost; a second signal ends the process at once."""
+        signal.signal(number, _SIGNALS[number])
+        if number == signal.SIGINT and not self.training:
+            raise KeyboardInterrupt
+        if number == signal.SIGINT:
+            self._interrupt_noted = True
+            sys.stderr.write("Interrupted: it ends after this batch; once more, and it ends at once.\n")
+        else:
+            self.received_sigterm = True
         if self.training_loop is not None:
             self.training_loop.engine.terminate()
 
@@ -943,6 +958,15 @@ def _limit(limit: float | None, name: str) -> float | None:
             f"Trainer({name}={limit!r}): it is a number of batches (an int), or a share of them (a float from 0 to 1)."
         )
     return int(limit) if isinstance(limit, float) and limit > 1 else limit
+
+
+def _with_compiled_steps(compiled: Any) -> Any:
+    """The module in what ``torch.compile`` made of it, with its steps compiled the same way."""
+    module = compiled._orig_mod
+    for name in ("forward", "training_step", "validation_step", "test_step", "predict_step"):
+        if name not in vars(module):  # else it is compiled already
+            setattr(module, name, compiled.dynamo_ctx(getattr(module, name)))
+    return module
 
 
 def _is_datamodule(thing: Any) -> bool:

@@ -76,6 +76,7 @@ class Training:
         self.batches_stepped = 0
         self.logging_step = 0
         self.batches_before_epoch = 0
+        self.iterations_before_epoch = 0
         self.epochs_completed = 0
         self.num_batches: float = 0
         self.val_check_batch: float | None = None
@@ -254,7 +255,7 @@ class Training:
 
             subscribe(engine, StepEvents.OPTIMIZER_STEP_STARTED, call_before_step, Phase.CHECK)
         value, algorithm = trainer.gradient_clip_val, trainer.gradient_clip_algorithm or "norm"
-        if is_overridden("configure_gradient_clipping", module):
+        if is_overridden("configure_gradient_clipping", module) or (value and reevaluates(self.configured)):
 
             def clip(engine: Any) -> None:
                 stepping: Any = TrainingStep.of(engine).stepping
@@ -312,9 +313,13 @@ class Training:
         if every and self.epochs_completed - self._made_in_epoch >= every:
             self.make_loaders_anew()
         elif self._ends_early or not self.has_length:
-            self.engine._dataloader_iter = None  # each epoch begins with the first batch
-        if not self.has_length:
-            self.engine.state.epoch_length = None  # may be another one
+            self._begin_data_anew()
+        self.engine.state.epoch_length = int(self.num_batches) if self.has_length else None
+
+    def _begin_data_anew(self) -> None:
+        """Let the epoch that is about to begin begin with the first batch."""
+        self.engine._dataloader_iter = None
+        self.engine._init_iter = 0
 
     def _note_last_batch(self, number: int) -> None:
         self.engine.state.epoch_length = number
@@ -324,7 +329,7 @@ class Training:
         self.setup_data(self._source)
         self.engine.set_data(self.loader)
         self.engine.state.epoch_length = int(self.num_batches) if self.has_length else None
-        self.engine._dataloader_iter = None
+        self._begin_data_anew()
 
     @property
     def total_batch_idx(self) -> int:
@@ -402,16 +407,18 @@ class Training:
         self.logging_step = self.batches_stepped
         self._outputs = [] if is_overridden("training_epoch_end", self.module) else None
         self.trainer.training = True
+        self.batches_before_epoch = self.total_batches - (self.at or 0)
+        self.iterations_before_epoch = engine.state.iteration - (self.at or 0)
         self.hooks.call("on_train_epoch_start")
         self.batch_idx = -1 if self.at is None else self.at - 1
-        self.batches_before_epoch = self.total_batches - self.batch_idx - 1
         self.results.in_batches = True
         if self.at is not None:
             self.at = None
             self._bring_back_generators()
         elif self.trainer.can_stop():  # an epoch without a batch
             self._skipped = True
-            engine.terminate_epoch()
+            self._finish_epoch(engine)
+            engine.terminate()
 
     def _bring_back_generators(self) -> None:
         states, self.generators = self.generators, None
@@ -464,14 +471,18 @@ class Training:
                 self.trainer.log_to_loggers(metrics.logged)
         if not is_last and self._is_time_to_validate():
             self._validate()
-        if self._step_schedules and self._stepped:
-            step_schedules(self.trainer, self._step_schedules, "step", on_plateau=True)
         if not is_last:
-            self.logging_step = self.batches_stepped
+            self._end_batch()
         if self._ends_by_steps and self.trainer.global_step >= self.trainer.max_steps:
             engine.terminate_epoch()
         elif self.trainer.should_stop:
             self.trainer.stop_if_possible()
+
+    def _end_batch(self) -> None:
+        """What comes after the validation that a batch may end with."""
+        if self._step_schedules and self._stepped:
+            step_schedules(self.trainer, self._step_schedules, "step", on_plateau=True)
+        self.logging_step = self.batches_stepped
 
     def _finish_epoch(self, engine: Any, done: EpochEnd | None = None) -> None:
         """The end of an epoch, from the part on that is still to be done."""
@@ -482,10 +493,14 @@ class Training:
                 step_schedules(trainer, self._step_schedules, "epoch", on_plateau=False)
         self.epoch_end = done
         self.logging_step = max(0, self.batches_stepped - 1)
+        ended_with_last_batch = self.is_last_batch
         if done < EpochEnd.VALIDATION:
             if not self._skipped and self._is_time_to_validate(at_end=True):
                 self._validate()
             self._skipped = False
+            if ended_with_last_batch:
+                self._end_batch()
+                self.logging_step = max(0, self.batches_stepped - 1)
             self.epoch_end = EpochEnd.VALIDATION
         if self.results.in_batches:
             trainer.take_metrics(self.results.metrics())
@@ -510,6 +525,9 @@ class Training:
         ended_by_steps = self._ends_by_steps and trainer.global_step >= trainer.max_steps
         if ended_by_steps or trainer.can_stop():
             engine.terminate()
+        state = engine.state
+        if state.epoch < state.max_epochs and state.iteration >= (state.epoch_length or 0) * state.max_epochs:
+            state.epoch_length = None  # epochs of different lengths: the engine must not count iterations
 
     def _call_epoch_end(self) -> None:
         """Those who monitor come last, so that they find what the module logs there."""
@@ -538,7 +556,7 @@ class Training:
             return True
         assert self.val_check_batch is not None
         if self.val_check_batch == float("inf"):
-            return at_end
+            return at_end and self.is_last_batch
         batches = self.total_batches if every_epochs is None else self.batch_idx + 1
         return batches > 0 and batches % self.val_check_batch == 0
 

@@ -22,12 +22,14 @@ def attach_transfer(engine: Engine, evaluation: Any, trainer: Any) -> None:
     Args:
         engine: that trains or evaluates.
         evaluation: whose engine it is, None for the one that trains.
-        trainer: whose module and precision are used.
+        trainer: whose module, data module and precision are used.
     """
     module, device = trainer.lightning_module, trainer.strategy.root_device
     names = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
     dtype = trainer.precision_settings.dtype
-    if not any(is_overridden(name, module) for name in names) and dtype is None:
+    # A data module's hook comes before that of the module.
+    owners = {name: [one for one in (trainer.datamodule, module) if is_overridden(name, one)] for name in names}
+    if not any(owners.values()) and dtype is None:
         engine.attach(Device(device, module))
         return
 
@@ -36,10 +38,11 @@ def attach_transfer(engine: Engine, evaluation: Any, trainer: Any) -> None:
         batch = engine.state.batch
         if dtype is not None:
             batch = _in_dtype(batch, dtype)
-        batch = module.on_before_batch_transfer(batch, index)
-        batch = module.transfer_batch_to_device(batch, device, index)
-        engine.state.batch = module.on_after_batch_transfer(batch, index)
+        batch = before(batch, index)
+        batch = move(batch, device, index)
+        engine.state.batch = after(batch, index)
 
+    before, move, after = (getattr((*owners[name], module)[0], name) for name in names)
     subscribe(engine, Events.GET_BATCH_COMPLETED, transfer, Phase.PREPARE)
 
 

@@ -460,3 +460,26 @@ def test_what_is_not_called_any_more_is_told_with_what_does_its_work():
 
     with pytest.warns(UserWarning, match=r"Leftover\.get_progress_bar_dict\(\) is not called any more: override get_m"):
         pl.Trainer(**QUIET).fit(Leftover())
+
+
+@pytest.mark.parametrize("of_then", [True, False], ids=["then", "today"])
+def test_a_batch_without_a_loss_is_not_stepped_with_the_gradients_of_the_one_before(of_then):
+    class Skips(Model):
+        def training_step(self, batch, batch_idx):
+            self.calls.append(self.layer.weight.detach().clone())
+            return super().training_step(batch, batch_idx) if batch_idx % 2 == 0 else None
+
+    def step_of_then(self, epoch, batch_idx, optimizer, optimizer_idx, second_order_closure=None):
+        optimizer.step()
+
+    def step_of_today(self, epoch, batch_idx, optimizer, optimizer_closure=None):
+        optimizer.step(closure=optimizer_closure)
+
+    Skips.optimizer_step = step_of_then if of_then else step_of_today
+    model = Skips()
+    pl.Trainer(**QUIET).fit(model)
+    first, second, third, fourth = model.calls
+    assert not torch.equal(first, second)
+    assert torch.equal(second, third)
+    assert not torch.equal(third, fourth)
+    assert torch.equal(fourth, model.layer.weight)
