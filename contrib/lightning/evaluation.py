@@ -93,7 +93,7 @@ class Evaluation:
         prepared = self.trainer.strategy.prepared_to_evaluate
         self._loaders = batches_to_evaluate(self.loaders, prefix, limit, prepared)
         self.max_batches = [batches.number for batches in self._loaders]
-        step = arguments_of_step(getattr(self.hooks.module, self._step_name), len(self._loaders))
+        step = arguments_of_step(self.trainer.strategy.step(self._step_name), len(self._loaders))
         self._batches_logged = [0] * len(self._loaders)
         step = old_style.with_step_end(self.hooks.module, self.stage.hook_name, step)
         self._step = self.trainer.profiled(step, self._step_name)

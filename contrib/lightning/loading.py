@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import ast
 import csv
 import inspect
@@ -187,6 +188,10 @@ def read_checkpoint(path: Where, map_location: MapLocation = None) -> dict[str, 
             "trust the file, allow what it holds: torch.serialization.add_safe_globals([...])."
         ) from error
     except (EOFError, RuntimeError) as error:
+        raise _damaged(path) from error
+    except OSError as error:  # torch looks for the end of a truncated file before its beginning
+        if error.errno != errno.EINVAL:
+            raise
         raise _damaged(path) from error
     if not isinstance(checkpoint, dict):
         raise ValueError(f"{_name(path)} is no checkpoint: it holds a {type(checkpoint).__name__}, not a dictionary.")

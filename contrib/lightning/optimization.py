@@ -271,13 +271,14 @@ class ModuleStep(OptimizerStep):
 
         def evaluate() -> Any:
             loss = closure() if closure is not None else None
-            self._make_ready()
+            if self._micro_batches:  # not where training_step returned None
+                self._make_ready()
             return loss
 
         if self.scaler is None:
             return optimizer.optimizer.step(evaluate)
         loss = evaluate()
-        if not self._scaled_step(self.scaler):
+        if not self._micro_batches or not self._scaled_step(self.scaler):
             self.steps -= 1
         return loss
 

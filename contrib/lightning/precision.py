@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, NamedTuple
 
 import torch
@@ -34,10 +35,11 @@ _KNOWN = {
 _SHORT = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed", "64": "64-true"}
 
 
-def precision_of(precision: Any) -> Precision:
+def precision_of(precision: Any, accelerator: str = "cuda") -> Precision:
     """The precision that a flag means.
 
     Args:
+        accelerator: the kind of device; on the CPU ``"16-mixed"`` is ``"bf16-mixed"``, as in Lightning, with a warning.
         precision: ``"32-true"``, ``"16-mixed"``, ``"bf16-mixed"``, ``"16-true"``, ``"bf16-true"``, ``"64-true"``, or in
             short 32, 16, ``"bf16"``, 64; None is ``"32-true"``.
 
@@ -52,4 +54,7 @@ def precision_of(precision: Any) -> Precision:
     text = _SHORT.get(text, text)
     if text not in _KNOWN:
         raise ValueError(f"Trainer(precision={precision!r}) is not supported: there are {', '.join(_KNOWN)}.")
+    if text == "16-mixed" and accelerator == "cpu":
+        warnings.warn("Trainer(precision='16-mixed') computes in bf16 on the CPU: it is 'bf16-mixed'.", stacklevel=3)
+        text = "bf16-mixed"
     return _KNOWN[text]

@@ -102,6 +102,7 @@ class Results:
         self.has_steps = False  # whether a value of each step is wanted
         self._batch_size: int | None = None
         self._entries: dict[tuple[str, str, int | None], _Entry] = {}
+        self._restored: set[_Entry] = set()
 
     def how_of(self, name: str) -> How | None:
         """How a value was logged in this hook, None if it was not."""
@@ -129,7 +130,7 @@ class Results:
         if entry is None:
             entry = self._new_entry(name, value, How(*how))
         elif entry.how != how:
-            self._refuse_change(entry, How(*how))
+            self._take_change(entry, How(*how))
         if entry.needs_batch_size and batch_size is None:
             batch_size = self._batch_size
             if batch_size is None:
@@ -158,7 +159,11 @@ class Results:
         self.has_steps = self.has_steps or on_step
         return entry
 
-    def _refuse_change(self, entry: _Entry, how: How) -> None:
+    def _take_change(self, entry: _Entry, how: How) -> None:
+        if entry in self._restored:  # a checkpoint keeps what is told apart, not how it was written
+            self._restored.remove(entry)
+            entry.how = how
+            return
         before, after = entry.how._asdict(), how._asdict()
         changed = [key for key in before if before[key] != after[key]]
         was, now = ({key: settings[key] for key in changed} for settings in (before, after))
@@ -195,8 +200,24 @@ class Results:
             if entry.metric is not None:
                 entry.metric.reset()
         self._entries.clear()
+        self._restored.clear()
         self.has_steps = self.in_batches = False
         self.batch = None
+
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the epoch under way has come to, but for metrics of torchmetrics and functions that reduce."""
+        entries = [(key, entry) for key, entry in self._entries.items() if entry.metric is None]
+        return {"entries": [[list(key), entry.state_dict()] for key, entry in entries if isinstance(entry.reduce, str)]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what :meth:`state_dict` gave."""
+        for (hook, name, index), values in state["entries"]:
+            entry = _Entry(name, values["shown"], How(*values["how"]), metric=None, **values["when"])
+            entry.load_state_dict(values)
+            self._entries[hook, name, index] = entry
+            self._restored.add(entry)
+            self.has_steps = self.has_steps or entry.on_step
 
 
 class Metrics:
@@ -249,6 +270,25 @@ class _Entry:
         self._reduced: Any = None  # of this epoch, of what was kept before
         self._count: float = 0  # the weight of that
         self._final: torch.Tensor | None = None  # of this epoch, once it is over
+
+    def state_dict(self) -> dict[str, Any]:
+        kept = torch.stack([_as_tensor(value).reshape(()) for value in self._kept]) if self._kept else None
+        return {
+            "shown": self.shown,
+            "how": [*self.how._replace(reduce_fx=self.reduce)],
+            "when": {"on_step": self.on_step, "on_epoch": self.on_epoch},
+            "value": None if self._value is None else _as_tensor(self._value).detach(),
+            "kept": kept,  # each for itself, so that they are added up as they would have been
+            "weights": list(self._weights),
+            "reduced": self._reduced,
+            "count": self._count,
+            "final": self._final,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._value, self._reduced, self._count = state["value"], state["reduced"], state["count"]
+        self._kept = [] if state["kept"] is None else list(state["kept"].unbind())
+        self._weights, self._final = list(state["weights"]), state["final"]
 
     def update(self, value: Any, batch_size: int | None) -> None:
         self._final = None

@@ -14,6 +14,7 @@ from camshaft.contrib.lightning.training import EpochEnd, Training
 from camshaft.engine.distributed import gather, rank, world_size
 from camshaft.engine.generators import generator_states
 from camshaft.handlers.checkpoint_contents import plain, stateful_handlers
+from camshaft.handlers.device import moved
 
 if TYPE_CHECKING:
     from camshaft.contrib.lightning.trainer import Trainer
@@ -74,12 +75,15 @@ def _ours(trainer: Trainer, training: Training) -> dict[str, Any]:
     of_rank = {
         "data": _place_in_data(training, iteration) if engine.state.dataloader is not None else None,
         "generators": generator_states(),
+        "results": plain(training.results.state_dict()),
+        "torchmetrics": plain(_torchmetrics_states(trainer.lightning_module)),
     }
     return {
         "epochs_completed": training.epochs_completed,
         "engine": {"iteration": iteration, "epoch": epoch},
         "position": done if within else None,
         "epoch_end": None if training.epoch_end is None else int(training.epoch_end),
+        "batch_idx": training.batch_idx,
         "total_batches": training.total_batches,
         "batches_stepped": training.batches_stepped,
         "steps": [optimizer.steps for optimizer in training.optimizers],
@@ -171,7 +175,10 @@ def restore_training(trainer: Trainer, training: Training, content: Mapping[str,
         engine._init_iter = ours["position"]
     elif ours["epoch_end"] is not None:
         training.pending_epoch_end = EpochEnd(ours["epoch_end"])
-        training.batch_idx = int(training.num_batches) - 1 if training.num_batches != float("inf") else -1
+        training.batch_idx = ours["batch_idx"]
+        training.batches_before_epoch = training.total_batches - training.batch_idx - 1
+        if not training.has_length:
+            state.epoch_length = training.batch_idx + 1
     of_ranks = ours["ranks"]
     of_rank = of_ranks[rank()] if len(of_ranks) == world_size() else of_ranks[0]
     if of_rank["data"] is not None and len(of_ranks) == world_size():
@@ -179,6 +186,31 @@ def restore_training(trainer: Trainer, training: Training, content: Mapping[str,
         if ours["position"] is None:  # the next epoch begins the data anew, with what its parts remember
             training.data.iterator(state.dataloader, state.iteration)
     training.generators = of_rank["generators"]
+    if len(of_ranks) == world_size():
+        training.results.load_state_dict(of_rank["results"])
+        _set_torchmetrics_states(trainer.lightning_module, of_rank["torchmetrics"])
+
+
+def _torchmetrics_of(module: Any) -> dict[str, Any]:
+    """The metrics of torchmetrics among the parts of a module."""
+    return {name: part for name, part in module.named_modules() if hasattr(part, "_defaults") and hasattr(part, "compute")}
+
+
+def _torchmetrics_states(module: Any) -> dict[str, Any]:
+    """What metrics have counted in the epoch under way; their own ``state_dict`` leaves that out."""
+    return {
+        name: {"count": metric._update_count, "values": {key: getattr(metric, key) for key in metric._defaults}}
+        for name, metric in _torchmetrics_of(module).items()
+    }
+
+
+def _set_torchmetrics_states(module: Any, states: Mapping[str, Any]) -> None:
+    for name, metric in _torchmetrics_of(module).items():
+        if name not in states:
+            continue
+        for key, value in states[name]["values"].items():
+            setattr(metric, key, moved(value, metric.device))
+        metric._update_count, metric._computed = states[name]["count"], None
 
 
 def _set_from_lightning(training: Training, content: Mapping[str, Any]) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import os
 import signal
 import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,10 +22,12 @@ from camshaft.contrib.lightning.devices import root_device
 from camshaft.contrib.lightning.states import TrainerFn
 from camshaft.contrib.lightning.transfer import attach_transfer
 from camshaft.engine.distributed import broadcast, initialise, rank, world_size
+from camshaft.engine.sharded import sharded_like, whole
 from camshaft.handlers.amp import AMP
 from camshaft.handlers.data_parallel import DataParallel
 from camshaft.handlers.device import moved
 from camshaft.handlers.distributed_sampling import DistributedSampling
+from camshaft.handlers.fully_sharded import FullySharded
 
 __all__ = ["DDPStrategy", "FSDPStrategy", "SingleDeviceStrategy", "Strategy", "strategy_of"]
 
@@ -51,7 +55,7 @@ class Strategy:
         self.num_nodes = 1
         self.lightning_module: Any = None
         self.trainer: Any = None
-        self._step_module: nn.Module | None = None
+        self._step_module: _Step | None = None
         self._sampling = DistributedSampling()
 
     # -------------------------------------------------------------------------------------------- what callbacks use
@@ -183,9 +187,9 @@ class Strategy:
     def prepare_training(self, engine: Any) -> None:
         """Attach what spreads the model."""
 
-    def training_step(self) -> Any:
-        """What is called for a batch: ``training_step``, directly or through what spreads the model."""
-        return self.lightning_module.training_step
+    def step(self, name: str) -> Any:
+        """What is called for a batch: ``training_step`` and so on, directly or through what spreads the model."""
+        return getattr(self.lightning_module, name)
 
     def model_state_dict(self) -> dict[str, Any]:
         """All weights, whole."""
@@ -225,6 +229,7 @@ class DDPStrategy(Strategy):
 
     strategy_name = "ddp"
     spreads = True
+    spread_steps = ("training_step",)  # those that go through what spreads the model
 
     def __init__(
         self,
@@ -262,23 +267,39 @@ class DDPStrategy(Strategy):
             assert self._step_module is not None
             engine.attach(DataParallel(self._step_module, **self.options))
 
-    def training_step(self) -> Any:
-        if world_size() == 1:
-            return super().training_step()
-        self._step_module = _Step(self.lightning_module)
-        return self._step_module
+    def step(self, name: str) -> Any:
+        if world_size() == 1 or name not in self.spread_steps:
+            return super().step(name)
+        if self._step_module is None or self._step_module.module is not self.lightning_module:
+            self._step_module = _Step(self.lightning_module)
+        step_module = self._step_module
+
+        @functools.wraps(super().step(name))
+        def step(*args: Any) -> Any:
+            return step_module(name, *args)
+
+        return step
 
 
 class FSDPStrategy(DDPStrategy):
-    """The model in shards over the processes: torch's ``fully_shard`` (FSDP2).
+    """The model in shards over the processes: torch's ``fully_shard`` (FSDP2), by :class:`FullySharded`.
+
+    Checkpoints hold whole weights and states, so that any number of processes goes on with them.
 
     Args:
+        process_group_backend: ``"nccl"``, ``"gloo"``; by the device if left out.
+        timeout: how long a process waits for the others.
         auto_wrap_policy: which parts are sharded on their own: a set of module classes, or a function of a module.
         cpu_offload: keep the shards in the CPU's memory.
         options: of ``FullySharded``.
+
+    Example:
+        >>> FSDPStrategy(cpu_offload=True).sharding
+        {'cpu_offload': True}
     """
 
     strategy_name = "fsdp"
+    spread_steps = ("training_step", "validation_step", "test_step", "predict_step")
 
     def __init__(
         self,
@@ -290,20 +311,64 @@ class FSDPStrategy(DDPStrategy):
         **options: Any,
     ) -> None:
         super().__init__(accelerator, process_group_backend, timeout)
-        self.sharding = {"cpu_offload": cpu_offload, **options}
+        self.sharding: dict[str, Any] = {"cpu_offload": cpu_offload, **options}
         if auto_wrap_policy is not None:
-            self.sharding["policy"] = auto_wrap_policy
+            is_set = isinstance(auto_wrap_policy, (set, frozenset))
+            self.sharding["wrap"] = tuple(auto_wrap_policy) if is_set else auto_wrap_policy
+
+    def prepare_training(self, engine: Any) -> None:
+        if world_size() > 1:
+            assert self._step_module is not None
+            engine.attach(FullySharded(self._step_module, **self.sharding))
+
+    def model_state_dict(self) -> dict[str, Any]:
+        return {name: whole(tensor) for name, tensor in super().model_state_dict().items()}
+
+    def optimizer_state_dict(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        return _each_tensor(optimizer.state_dict(), whole)
+
+    def load_optimizer_state_dict(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        of_parameters = {
+            index: {
+                name: sharded_like(parameters[index], value)
+                if isinstance(value, torch.Tensor) and value.shape == parameters[index].shape
+                else value
+                for name, value in own.items()
+            }
+            for index, own in state["state"].items()
+        }
+        optimizer.load_state_dict({**state, "state": of_parameters})
+
+
+def _each_tensor(value: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """Nested mappings and lists with each tensor replaced."""
+    if isinstance(value, torch.Tensor):
+        return function(value)
+    if isinstance(value, dict):
+        return {key: _each_tensor(item, function) for key, item in value.items()}
+    return [_each_tensor(item, function) for item in value] if isinstance(value, list) else value
 
 
 class _Step(nn.Module):
-    """A module whose forward is the training step of another: what spreads a model goes around it."""
+    """A module whose forward is a step of another: what spreads a model goes around it."""
 
     def __init__(self, module: Any) -> None:
         super().__init__()
         self.module = module
 
-    def forward(self, *args: Any) -> Any:
-        return self.module.training_step(*args)
+    def forward(self, name: str, *args: Any) -> Any:
+        return getattr(self.module, name)(*args)
+
+    @property
+    def training(self) -> bool:  # type: ignore[override]
+        """That of the module, which alone is put into evaluation mode."""
+        module = self._modules.get("module") if "_modules" in self.__dict__ else None
+        return True if module is None else module.training
+
+    @training.setter
+    def training(self, training: bool) -> None:
+        """It follows the module."""
 
 
 _REFUSED = {

@@ -240,7 +240,6 @@ class Trainer(TrainerViews):
             raise ValueError(f"Trainer(gradient_clip_algorithm={gradient_clip_algorithm!r}): it is 'norm' or 'value'.")
         self.gradient_clip_val = gradient_clip_val
         self.gradient_clip_algorithm = gradient_clip_algorithm
-        self.precision_settings = precision_of(precision)
         self.inference_mode = inference_mode
         self.detect_anomaly = detect_anomaly
         self.sync_batchnorm = sync_batchnorm
@@ -251,6 +250,7 @@ class Trainer(TrainerViews):
         elif deterministic:
             torch.backends.cudnn.benchmark = False
         kind = kind_of(accelerator if isinstance(accelerator, str) else getattr(accelerator, "name", "auto"))
+        self.precision_settings = precision_of(precision, kind)
         ids = device_ids(devices, kind)
         self.strategy = strategy_of(strategy, processes=len(ids) * num_nodes)
         self.strategy.accelerator, self.strategy.device_ids = kind, ids

@@ -108,7 +108,7 @@ class Training:
     def _step_function(self) -> Callable[[Any, Any], Any]:
         """What the engine calls: no more than the module's own step, wherever that is all there is."""
         trainer, module = self.trainer, self.module
-        step = trainer.profiled(trainer.strategy.training_step(), "training_step")
+        step = trainer.profiled(trainer.strategy.step("training_step"), "training_step")
         several = takes(module.training_step, "optimizer_idx")
         if len(self.optimizers) > 1 and module.automatic_optimization and not several:
             raise ValueError(
