@@ -70,25 +70,32 @@ def device_ids(devices: Any, kind: str, *, flag: str = "devices") -> list[int]:
         >>> device_ids("2", "cpu"), device_ids("auto", "cpu")
         ([0, 1], [0])
     """
-    available = {"cuda": torch.cuda.device_count, "mps": lambda: 1}.get(kind)
+    available = _available(kind)
     if devices in ("auto", None):
-        return list(range(available())) if available is not None else [0]
+        return list(range(1 if available is None else available))
     wanted = _number_or_numbers(devices, flag)
     if wanted in (-1, [-1]):
         if available is None:
             raise ValueError(f"Trainer({flag}={devices!r}) means all devices, but a CPU is not counted: give a number.")
-        return list(range(available()))
+        return list(range(available))
     ids = list(range(wanted)) if isinstance(wanted, int) else wanted
     if not ids or any(number < 0 for number in ids) or len(set(ids)) != len(ids):
         raise ValueError(f"Trainer({flag}={devices!r}): give at least one device, and each of them once.")
-    if available is not None and max(ids) >= available():
-        there = ", ".join(map(str, range(available())))
-        raise ValueError(f"Trainer({flag}={devices!r}): there are only {available()} {kind} device(s) here: {there}.")
+    if available is not None and max(ids) >= available:
+        there = ", ".join(map(str, range(available)))
+        raise ValueError(f"Trainer({flag}={devices!r}): there are only {available} {kind} device(s) here: {there}.")
     if kind == "xla" and len(ids) > 1:
         raise ValueError(
             f"Trainer({flag}={devices!r}): one process uses one TPU core; several are not supported, so give 1."
         )
     return ids
+
+
+def _available(kind: str) -> int | None:
+    """How many devices there are, where they can be counted."""
+    if kind == "cuda":
+        return int(torch.cuda.device_count())
+    return 1 if kind == "mps" else None
 
 
 def gpu_ids(gpus: Any) -> list[int]:

@@ -119,7 +119,9 @@ class Evaluation:
         self.trainer.results = self.results = self.hooks.module._results = Results()
         try:
             # A module that was compiled or sharded may not bear inference tensors.
-            no_grad = torch.inference_mode if self.trainer.inference_mode else torch.no_grad
+            # Nor may one that keeps some of them, such as a cache, be trained with them afterwards.
+            is_alone = self.trainer.state.fn != TrainerFn.FITTING
+            no_grad = torch.inference_mode if self.trainer.inference_mode and is_alone else torch.no_grad
             with no_grad(), self._evaluation_mode():
                 self.hooks.call(f"on_{name}_start")
                 self.hooks.call(f"on_{name}_epoch_start")

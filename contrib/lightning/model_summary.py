@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import torch
 from torch import nn
-from torch.nn.parameter import UninitializedParameter
 from torch.utils.flop_counter import FlopCounterMode
 
 from camshaft.contrib.lightning.example_input import example_input
 from camshaft.contrib.lightning.utilities.rank_zero import rank_zero_warn
+from camshaft.model_summary import LayerSummary, number_of_parameters, unnoticed
+from camshaft.model_summary import human_readable as get_human_readable_count
+from camshaft.model_summary import shape_of as parse_batch_shape
 
 __all__ = [
     "LEFTOVER_PARAMS_NAME",
@@ -37,64 +36,6 @@ NOT_APPLICABLE = "n/a"
 _BITS = {"64": 64, "64-true": 64, "16": 16, "16-true": 16, "bf16": 16, "bf16-true": 16, "transformer-engine": 32}
 
 
-class LayerSummary:
-    """One layer: its type, its parameters, and the shapes that went in and out when it was first called.
-
-    Args:
-        module: the layer.
-
-    Example:
-        >>> layer = nn.Conv2d(3, 8, 3)
-        >>> summary = LayerSummary(layer)
-        >>> _ = layer(torch.zeros(1, 3, 5, 5))
-        >>> summary.layer_type, summary.num_parameters, summary.in_size, summary.out_size
-        ('Conv2d', 224, [1, 3, 5, 5], [1, 8, 3, 3])
-    """
-
-    def __init__(self, module: nn.Module) -> None:
-        self._module = module
-        self._in_size: Any = UNKNOWN_SIZE
-        self._out_size: Any = UNKNOWN_SIZE
-        is_script = isinstance(module, torch.jit.ScriptModule)  # which takes no hooks
-        self._hook = None if is_script else module.register_forward_hook(self._note_sizes, with_kwargs=True)
-
-    def _note_sizes(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        given = (*args, *kwargs.values())
-        self._in_size = parse_batch_shape(given[0] if len(given) == 1 else given)
-        self._out_size = parse_batch_shape(output)
-        self.detach_hook()
-
-    def detach_hook(self) -> None:
-        """Look no longer at what goes in and out."""
-        if self._hook is not None:
-            self._hook.remove()
-
-    @property
-    def in_size(self) -> Any:
-        """The shape of what went in, ``"?"`` if it was not called."""
-        return self._in_size
-
-    @property
-    def out_size(self) -> Any:
-        """The shape of what came out, ``"?"`` if it was not called."""
-        return self._out_size
-
-    @property
-    def layer_type(self) -> str:
-        """The name of its class."""
-        return type(self._module).__name__
-
-    @property
-    def num_parameters(self) -> int:
-        """How many numbers its parameters have."""
-        return _size(self._module)
-
-    @property
-    def training(self) -> bool:
-        """Whether it is in training mode."""
-        return self._module.training
-
-
 class ModelSummary:
     """All layers of a model, and their sums.
 
@@ -109,6 +50,7 @@ class ModelSummary:
         ValueError: ``max_depth`` is less than -1.
 
     Example:
+        >>> import torch
         >>> model = nn.Sequential(nn.Linear(256, 512), nn.BatchNorm1d(512))
         >>> model.example_input_array = torch.zeros(10, 256)
         >>> ModelSummary(model)
@@ -222,7 +164,7 @@ class ModelSummary:
         layers = {name: LayerSummary(module) for name, module in self.named_modules}
         example = example_input(self._model)
         if example is not None:
-            with _unnoticed(self._model), _precision_of(self._model), self._flop_counter:
+            with unnoticed(self._model), _precision_of(self._model), self._flop_counter:
                 if isinstance(example, dict):
                     self._model(**example)
                 else:
@@ -314,18 +256,6 @@ def as_table(
     return "\n".join([lines[0], rule, *lines[1:], rule, *(f"{number:<10}{what}" for number, what in sums)])
 
 
-def parse_batch_shape(batch: Any) -> Any:
-    """The shape of a tensor, or of each in a list or tuple; ``"?"`` of anything else.
-
-    Example:
-        >>> parse_batch_shape((torch.zeros(2, 3), [torch.zeros(4)], "text"))
-        [[2, 3], [[4]], '?']
-    """
-    if hasattr(batch, "shape"):
-        return list(batch.shape)
-    return [parse_batch_shape(part) for part in batch] if isinstance(batch, list | tuple) else UNKNOWN_SIZE
-
-
 def get_formatted_model_size(total_model_size: float) -> str:
     """Megabytes as text.
 
@@ -336,45 +266,15 @@ def get_formatted_model_size(total_model_size: float) -> str:
     return f"{total_model_size:,.3f}"
 
 
-def get_human_readable_count(number: int) -> str:
-    """A number in thousands (K), millions (M), billions (B) or trillions (T).
-
-    Example:
-        >>> [get_human_readable_count(number) for number in (123, 1234, 2_000_000, 3 * 10**9, 4 * 10**14, 5 * 10**15)]
-        ['123  ', '1.2 K', '2.0 M', '3.0 B', '400 T', '5,000 T']
-    """
-    digits = math.floor(math.log10(number)) + 1 if number > 0 else 1
-    unit = min(math.ceil(digits / 3), len(PARAMETER_NUM_UNITS)) - 1
-    shown = number * 10 ** (-3 * unit)
-    return (
-        f"{int(shown):,d} {PARAMETER_NUM_UNITS[unit]}"
-        if unit < 1 or shown >= 100
-        else f"{shown:,.1f} {PARAMETER_NUM_UNITS[unit]}"
-    )
-
-
 def _size(module: nn.Module, *, only_trained: bool = False) -> int:
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad or not only_trained]
-    if any(isinstance(parameter, UninitializedParameter) for parameter in parameters):
-        rank_zero_warn(
-            f"The parameters of {type(module).__name__} are not counted in full, because lazy ones have no shape yet: "
-            "set self.example_input_array.",
-        )
-    return sum(parameter.numel() for parameter in parameters if not isinstance(parameter, UninitializedParameter))
+    return number_of_parameters(module, only_trained=only_trained, warn=_warn_of_lazy_ones)
 
 
-@contextmanager
-def _unnoticed(model: nn.Module) -> Iterator[None]:
-    """Within it, the model is in evaluation mode; afterwards modes and random generators are as before."""
-    modes = {module: module.training for module in model.modules()}
-    devices = [device for device in {parameter.device for parameter in model.parameters()} if device.type == "cuda"]
-    model.eval()
-    try:
-        with torch.random.fork_rng(devices), torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+def _warn_of_lazy_ones(name: str) -> None:
+    rank_zero_warn(
+        f"The parameters of {name} are not counted in full, because lazy ones have no shape yet: "
+        "set self.example_input_array.",
+    )
 
 
 def _precision_of(model: nn.Module) -> AbstractContextManager[Any]:

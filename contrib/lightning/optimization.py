@@ -284,7 +284,7 @@ class ModuleStep(OptimizerStep):
 
     def _make_ready(self) -> None:
         """Make the gradients of a group whole, and have them clipped."""
-        engine = self._engine() if self._engine is not None else None
+        engine: Any = self._engine() if self._engine is not None else None
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizers[0])
         self._normalise(self._step)

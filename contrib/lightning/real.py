@@ -12,7 +12,7 @@ from torch import nn
 
 from camshaft.contrib.lightning.module import LightningModule
 
-__all__ = ["adopt", "is_real"]
+__all__ = ["adopt", "is_real", "release"]
 
 # Methods that reach into the trainer: ours do the same with ours.
 _METHODS = (
@@ -73,6 +73,13 @@ def adopt(module: Any, trainer: Any) -> None:
         for name in _USUAL:
             if not _overrides(part, name):
                 part.__dict__[name] = MethodType(getattr(LightningModule, name), part)
+
+
+def release(module: Any) -> None:
+    """Undo :func:`adopt`, so that Lightning's own trainer can have the module again."""
+    for part in (one for one in module.modules() if is_real(one)):
+        for name in (*_METHODS, *_USUAL, "hyperparameters_for_checkpoint", "_results"):
+            part.__dict__.pop(name, None)
 
 
 def _overrides(module: Any, name: str) -> bool:

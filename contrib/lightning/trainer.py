@@ -50,7 +50,7 @@ if TYPE_CHECKING:  # the command line finds these types here, too
 __all__ = ["Trainer"]
 
 # What ends a fit, and what Python does with it.
-_SIGNALS = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+_SIGNALS: dict[int, Any] = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
 
 
 class Trainer(TrainerViews):
@@ -268,16 +268,16 @@ class Trainer(TrainerViews):
         )
         for callback in given_callbacks:
             (self.handlers if isinstance(callback, Handler) else self.callbacks).append(callback)
-        given = list(self.callbacks)
+        chosen = list(self.callbacks)
         self.callbacks = with_defaults(
-            given,
+            chosen,
             checkpointing=enable_checkpointing,
             progress_bar=enable_progress_bar,
             summary=enable_model_summary,
             max_time=max_time,
             may_save=not fast_dev_run,
         )
-        self._own_checkpoints = [one for one in self.checkpoint_callbacks if one not in given]
+        self._own_checkpoints = [one for one in self.checkpoint_callbacks if one not in chosen]
         self.loggers, handlers = loggers_of(logger, self._default_root_dir, is_dry=bool(fast_dev_run))
         self.handlers += handlers
         self.profiler = profiler_of(profiler)
@@ -473,9 +473,16 @@ class Trainer(TrainerViews):
                     signal.signal(number, handler)
             self.state.stage = None
             if self.lightning_module is not None:
-                self.lightning_module._results = None
+                self._let_go(self.lightning_module)
             if self.profiler is not None:
                 self.profiler.describe()
+
+    def _let_go(self, module: Any) -> None:
+        module._results = None
+        if not hasattr(type(module), "_results"):
+            from camshaft.contrib.lightning.real import release  # noqa: PLC0415 - as in _prepare()
+
+            release(module)
 
     def _tell_of(self, error: BaseException) -> None:
         if self._hooks is None:
@@ -593,7 +600,7 @@ class Trainer(TrainerViews):
             self.validation.setup_data()
         max_epochs = 10**9 if self.max_epochs == -1 else self.max_epochs
         if not training.is_done(max_epochs):
-            module.train()
+            _set_mode(module, train=is_old)
             self.training = True
             training.run(max_epochs)
             if self.received_sigterm:
@@ -673,10 +680,10 @@ class Trainer(TrainerViews):
         fn = str(self.state.fn)
         if last_hook is not None:
             hooks.call(last_hook)
-        for hook in hooks.of_callbacks("teardown"):
-            hook(fn)
         if is_overridden("teardown", self.datamodule):
             self.datamodule.teardown(fn)
+        for hook in hooks.of_callbacks("teardown"):
+            hook(fn)
         if is_overridden("teardown", hooks.module):
             hooks.module.teardown(fn)
         if self.profiler is not None:
@@ -769,7 +776,7 @@ class Trainer(TrainerViews):
                     directories.append(Path(path).parent)
             if getattr(callback, "dirpath", None):
                 directories.append(Path(callback.dirpath))
-        directories.append(self.default_root_dir)
+        directories.append(self._default_root_dir)
         return [directory for directory in dict.fromkeys(directories) if directory.is_dir()]
 
     def restore_training(self, training: Training) -> None:
@@ -950,9 +957,22 @@ class Trainer(TrainerViews):
         return cls(**{**chosen_arguments(cls, args), **kwargs})
 
 
-def _limit(limit: float | None, name: str) -> float | None:
+def _set_mode(module: nn.Module, *, train: bool) -> None:
+    """Leave each part in the mode that it has, as Lightning does since 2.2; in 2020 it was set to train."""
+    evaluating = [name for name, part in module.named_modules() if not part.training]
+    if train:
+        module.train()
+    elif evaluating:
+        warnings.warn(
+            f"{len(evaluating)} part(s) of the module are trained in evaluation mode ({evaluating[0] or 'the whole'}, "
+            "...): call module.train() if that is not meant.",
+            stacklevel=4,
+        )
+
+
+def _limit(limit: float | None, name: str) -> float:
     if limit is None:
-        return None
+        return 1.0
     if isinstance(limit, bool) or limit < 0 or (isinstance(limit, float) and limit > 1 and not limit.is_integer()):
         raise ValueError(
             f"Trainer({name}={limit!r}): it is a number of batches (an int), or a share of them (a float from 0 to 1)."

@@ -135,7 +135,10 @@ class Training:
                 old_style.take_logs(output, results)
             return output
 
-        self._call = lambda batch, *more: step(batch, self.batch_idx, *more) if with_index else step(batch)
+        def call(batch: Any, *more: Any) -> Any:
+            return step(batch, self.batch_idx, *more) if with_index else step(batch)
+
+        self._call: Callable[..., Any] = call
         # Whether the loss is computed from within the step of an optimizer.
         self._steps_from_within = is_overridden("optimizer_step", module) or reevaluates(self.configured)
         if several and module.automatic_optimization:
@@ -376,7 +379,9 @@ class Training:
         """Whether there is nothing to train."""
         trainer = self.trainer
         enough_steps = trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
-        return self.num_batches == 0 or enough_steps or self.epochs_completed >= max_epochs or trainer.can_stop()
+        is_over = self.epochs_completed >= max_epochs or enough_steps
+        # A checkpoint is taken back when the run starts, and it may be told then that its time is over.
+        return bool(self.num_batches == 0 or is_over or (trainer._loaded is None and trainer.can_stop()))
 
     def run(self, max_epochs: int) -> None:
         """Train."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from camshaft.contrib.lightning.data import batches_to_train
+from camshaft.contrib.lightning.old_names import FormerNames
 from camshaft.contrib.lightning.schedules import LRSchedulerConfig
 from camshaft.contrib.lightning.states import RunningStage, TrainerFn, TrainerState, TrainerStatus
 from camshaft.engine.distributed import world_size
@@ -78,7 +79,7 @@ class FitLoop:
         self._trainer.min_epochs = epochs
 
 
-class TrainerViews:
+class TrainerViews(FormerNames):
     """The attributes of a Trainer that only say how things are; the Trainer itself is in :mod:`.trainer`."""
 
     state: TrainerState
@@ -97,8 +98,8 @@ class TrainerViews:
     max_steps: int
     min_steps: int | None
     num_sanity_val_steps: int
-    limit_train_batches: float | None
-    limit_val_batches: float | None
+    limit_train_batches: float
+    limit_val_batches: float
     lightning_way: bool
     _accumulate_grad_batches: int
     _default_root_dir: Path
@@ -318,9 +319,9 @@ class TrainerViews:
         return self.state.status == TrainerStatus.INTERRUPTED
 
     @property
-    def default_root_dir(self) -> Path:
+    def default_root_dir(self) -> str:
         """Where logs and checkpoints go."""
-        return self._default_root_dir
+        return str(self._default_root_dir)
 
     @property
     def log_dir(self) -> str | None:

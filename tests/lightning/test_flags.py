@@ -363,7 +363,9 @@ def test_text_from_a_command_line_without_types_is_told():
 
 
 @pytest.mark.parametrize(
-    "flags", [{"logger": True}, {"enable_progress_bar": True}, {"profiler": "simple"}, {"log_every_n_steps": 5}], ids=str
+    "flags",
+    [{"logger": True}, {"enable_progress_bar": True}, {"profiler": "simple"}, {"log_every_n_steps": 5}],
+    ids=str,
 )
 def test_what_barebones_does_without_cannot_be_asked_for(flags):
     with pytest.raises(ValueError, match=rf"Trainer\(barebones=True\) contradicts {next(iter(flags))}="):

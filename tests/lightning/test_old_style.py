@@ -439,6 +439,18 @@ def test_a_schedule_on_a_plateau_watches_val_loss_unless_told_otherwise():
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.001)
 
 
+def test_a_trainer_is_asked_by_the_names_of_then():
+    model, stopping = Model(), pl.callbacks.EarlyStopping("loss", strict=False)
+    trainer = pl.Trainer(**QUIET, gpus=0, row_log_interval=5, default_save_path="runs", callbacks=[stopping])
+    trainer.fit(model)
+    assert trainer.get_model() is model
+    assert (trainer.on_gpu, trainer.on_tpu, trainer.num_gpus, trainer.root_gpu) == (False, False, 0, None)
+    assert (trainer.proc_rank, trainer.use_ddp, trainer.use_amp, trainer.row_log_interval) == (0, False, False, 5)
+    assert trainer.early_stop_callback is stopping
+    assert str(trainer.default_save_path) == "runs"
+    assert trainer.progress_bar_dict == {}
+
+
 def test_callbacks_are_told_that_a_trainer_was_made():
     calls = []
 
@@ -469,7 +481,7 @@ def test_a_batch_without_a_loss_is_not_stepped_with_the_gradients_of_the_one_bef
             self.calls.append(self.layer.weight.detach().clone())
             return super().training_step(batch, batch_idx) if batch_idx % 2 == 0 else None
 
-    def step_of_then(self, epoch, batch_idx, optimizer, optimizer_idx, second_order_closure=None):
+    def step_of_then(self, epoch, batch_idx, optimizer, optimizer_idx, closure=None):  # noqa: PLR0917 - as it was
         optimizer.step()
 
     def step_of_today(self, epoch, batch_idx, optimizer, optimizer_closure=None):

@@ -552,14 +552,15 @@ def test_overfit_pct_of_too_few_batches_is_an_error_rather_than_no_training():
         pl.Trainer(max_epochs=1, overfit_pct=0.1, **QUIET).fit(Classifier())
 
 
-def test_16_bit_precision_trains():
+def test_16_bit_precision_trains_in_the_16_bits_that_a_cpu_has():
     model = Classifier()
     before = model.layer_1.weight.clone()
     kinds = []
     model.layer_1.register_forward_hook(lambda module, args, output: kinds.append(output.dtype))
-    trainer = pl.Trainer(max_epochs=2, precision=16, **QUIET)
+    with pytest.warns(UserWarning, match="computes in bf16 on the CPU"):
+        trainer = pl.Trainer(max_epochs=2, gpus=0, precision=16, **QUIET)
     trainer.fit(model)
-    assert set(kinds) == {torch.float16}
+    assert set(kinds) == {torch.bfloat16}
     assert not torch.equal(before, model.layer_1.weight)
 
 

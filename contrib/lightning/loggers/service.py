@@ -2,48 +2,21 @@
 
 from __future__ import annotations
 
-import importlib
 import time
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial
-from types import ModuleType
 from typing import Any
 
 from camshaft.contrib.lightning.loggers.checkpoints import Checkpoint, new_checkpoints
 from camshaft.contrib.lightning.loggers.logger import DummyExperiment, Logger
 from camshaft.contrib.lightning.utilities.rank_zero import rank_zero_only
+from camshaft.contrib.loggers.client import client
 
 __all__ = ["ServiceLogger", "client"]
 
 _REST_AFTER_FAILURE = 60.0  # seconds in which nothing is sent, because a client may try for long before it gives up
-
-
-def client(module: str, package: str, logger: object) -> ModuleType:
-    """The module of a service's client.
-
-    Args:
-        module: its name.
-        package: what to install.
-        logger: who needs it.
-
-    Raises:
-        ModuleNotFoundError: it is not installed.
-
-    Example:
-        >>> client("json", "json", object()).loads("1")
-        1
-    """
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] != module.split(".", maxsplit=1)[0]:
-            raise
-        raise ModuleNotFoundError(
-            f"{type(logger).__name__} needs the package {package}, which is not installed: pip install {package}",
-            name=error.name,
-        ) from None
 
 
 class ServiceLogger(Logger):
