@@ -12,6 +12,7 @@ from camshaft.engine.events import (
 )
 from camshaft.engine.phases import Phase
 from camshaft.engine.seeding import seed_everything
+from camshaft.engine.tensor_loader import TensorLoader
 
 __all__ = [
     "CallableEventWithFilter",
@@ -23,5 +24,6 @@ __all__ = [
     "RemovableEventHandle",
     "State",
     "StepEvents",
+    "TensorLoader",
     "seed_everything",
 ]

@@ -16,8 +16,11 @@ __all__ = [
     "generators_kept",
     "generators_within",
     "is_generator",
+    "same_states",
     "seed_generators",
     "set_generator_states",
+    "set_states_of",
+    "states_of",
 ]
 
 States = dict[str, Any]
@@ -46,8 +49,40 @@ def generator_states(own: Mapping[str, Any] | None = None) -> States:
         states["numpy"] = _of_numpy(numpy.random.get_state(legacy=False))
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         states["cuda"] = torch.cuda.get_rng_state_all()
-    states["own"] = {name: _of_own(generator) for name, generator in (own or {}).items()}
+    states["own"] = states_of(own or {})
     return states
+
+
+def states_of(own: Mapping[str, Any]) -> States:
+    """The states of generators that are not global, by name; see :func:`generator_states`."""
+    return {name: _of_own(generator) for name, generator in own.items()}
+
+
+def set_states_of(own: Mapping[str, Any], states: Mapping[str, Any]) -> None:
+    """Set what :func:`states_of` gave, of those generators that are still there."""
+    for name, generator in own.items():
+        if name in states:
+            _set_own(generator, states[name])
+
+
+def same_states(one: Any, other: Any) -> bool:
+    """Whether two states are the same: of one generator, or of all.
+
+    Example:
+        >>> before = generator_states()
+        >>> same_states(before, generator_states())
+        True
+        >>> number = random.random()
+        >>> same_states(before, generator_states())
+        False
+    """
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, Mapping):
+        return one.keys() == other.keys() and all(same_states(state, other[name]) for name, state in one.items())
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(same_states, one, other))
+    return bool(one == other)
 
 
 def set_generator_states(states: Mapping[str, Any], own: Mapping[str, Any] | None = None) -> None:
@@ -64,9 +99,7 @@ def set_generator_states(states: Mapping[str, Any], own: Mapping[str, Any] | Non
     if "cuda" in states and torch.cuda.is_available():
         for index, state in enumerate(states["cuda"][: torch.cuda.device_count()]):
             torch.cuda.set_rng_state(state, index)
-    for name, generator in (own or {}).items():
-        if name in states["own"]:
-            _set_own(generator, states["own"][name])
+    set_states_of(own or {}, states["own"])
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -20,8 +20,9 @@ from camshaft.engine.generators import (
     seed_generators,
     set_generator_states,
 )
+from camshaft.engine.loading_ahead import DataState, LoadedAhead
 
-__all__ = ["ResumableData", "samples_per_iteration"]
+__all__ = ["ResumableData", "borrows_generators", "data_state", "samples_per_iteration"]
 
 
 class ResumableData:
@@ -90,15 +91,18 @@ class ResumableData:
         if self._is_to_be_found(engine.state.iteration):
             return dict(self._resume or {})
         data: Any = engine.state.dataloader
-        state = {
-            "taken": engine.state.iteration - self._began_at_iteration,
-            "at_begin": self._at_begin,
-            "generators": generator_states(_generators_of(data))["own"],
-            "numbers": self._changed_numbers(data),
-            "samples": samples_per_iteration(data),
-        }
-        if _keeps_its_position(data) and engine._dataloader_iter is not None:
-            state["loader"] = data.state_dict()
+        iterator: Any = engine._dataloader_iter
+        with iterator.rewound() if isinstance(iterator, LoadedAhead) else nullcontext():
+            state = {
+                "taken": engine.state.iteration - self._began_at_iteration,
+                "at_begin": self._at_begin,
+                "generators": generator_states(_generators_of(data))["own"],
+                "numbers": self._changed_numbers(data),
+                "samples": samples_per_iteration(data),
+            }
+        if _keeps_its_position(data) and iterator is not None:
+            ahead = iterator.position if isinstance(iterator, LoadedAhead) else None
+            state["loader"] = ahead or data.state_dict()
         return state
 
     def load_state_dict(self, state: Mapping[str, Any], iteration: int | None = None) -> None:
@@ -164,11 +168,7 @@ class ResumableData:
         return {name: number for name, number in _numbers_in(data).items() if at_first.get(name) != number}
 
     def _set_numbers(self, data: Any, changed: Mapping[str, Any]) -> None:
-        parts = _parts_of(data)
-        for name, number in {**self._at_first[1], **changed}.items():
-            part, attribute = name.split(".", 1)
-            if getattr(parts[part], attribute, number) != number:
-                setattr(parts[part], attribute, number)
+        _set_numbers(data, {**self._at_first[1], **changed})
 
 
 class _Seeded(NamedTuple):
@@ -249,10 +249,25 @@ class _Indices:
 
 def _drawn_independently(sampler: Iterable[Any]) -> Iterable[Any]:
     """The indices of a sampler, such that what it draws does not depend on what others draw meanwhile."""
-    parts = [sampler, getattr(sampler, "sampler", sampler)]
-    if all(type(part).__module__.startswith("torch.") for part in parts):
+    if _is_torchs(sampler):
         return sampler  # torch's own draw before their first index all that they draw from global generators
     return list(sampler) if hasattr(sampler, "__len__") else _with_generators_of_its_own(iter(sampler))
+
+
+def _is_torchs(sampler: Iterable[Any]) -> bool:
+    parts = [sampler, getattr(sampler, "sampler", sampler)]
+    return all(type(part).__module__.startswith("torch.") for part in parts)
+
+
+def borrows_generators(data: Any) -> bool:
+    """Whether :class:`ResumableData` sets the global generators at each batch of ``data``, for a moment.
+
+    Example:
+        >>> borrows_generators(DataLoader([1, 2], shuffle=True))
+        False
+    """
+    sampler = data._index_sampler if _is_map_style(data) else []
+    return not _is_torchs(sampler) and not hasattr(sampler, "__len__")
 
 
 def _with_generators_of_its_own(indices: Iterator[Any]) -> Iterator[Any]:
@@ -309,6 +324,22 @@ def samples_per_iteration(data: Any) -> int:
     return (getattr(data, "batch_size", None) or 1) * next((number for number in shared_by if number), 1)
 
 
+def data_state(data: Any) -> DataState:
+    """What loading from ``data`` changes in it.
+
+    Example:
+        >>> state = data_state(DataLoader([1, 2], generator=torch.Generator()))
+        >>> list(state.note().generators)
+        ['data.generator']
+    """
+    return DataState(
+        _generators_of(data),
+        lambda: _numbers_in(data),
+        lambda numbers: _set_numbers(data, numbers),
+        data.state_dict if _keeps_its_position(data) else None,
+    )
+
+
 def _is_map_style(data: Any) -> bool:
     """Whether it is a ``DataLoader`` whose batches are told by a sampler, torch's or torchdata's."""
     if not isinstance(data, DataLoader) or isinstance(data.dataset, IterableDataset):
@@ -357,6 +388,14 @@ def _numbers_in(data: Any) -> dict[str, Any]:
         for attribute, value in getattr(part, "__dict__", {}).items()
         if type(value) in (int, float, bool) and not isinstance(part, DataLoader)
     }
+
+
+def _set_numbers(data: Any, numbers: Mapping[str, Any]) -> None:
+    parts = _parts_of(data)
+    for name, number in numbers.items():
+        part, attribute = name.split(".", 1)
+        if getattr(parts[part], attribute, number) != number:
+            setattr(parts[part], attribute, number)
 
 
 @contextmanager

@@ -59,6 +59,7 @@ class TrainingStep:
         holding_back: bring the gradients of a group that has begun to the parameters, where they are kept elsewhere
             until they are exchanged.
         leaves: where backward leaves the gradient of a parameter that is sharded, by the identity of that parameter.
+        instead: called in the place of all this, where the step has been recorded as a whole: by ``CUDAGraph``.
     """
 
     def __init__(self, engine: IgniteEngine, function: Callable[[Any, Any], Any]) -> None:
@@ -73,6 +74,7 @@ class TrainingStep:
         self.exchanges: list[Callable[[list[torch.nn.Parameter], bool], None]] = []
         self.holding_back: list[Callable[[], None]] = []
         self.leaves: dict[int, Callable[[], torch.Tensor | None]] = {}
+        self.instead: Callable[[Any, Any], Any] | None = None
         if not engine.has_registered_events(StepEvents.FORWARD_STARTED):
             engine.register_events(*StepEvents, event_to_attr=STEP_EVENT_ATTRIBUTES)
         self.moments = {event: _moment(engine, event) for event in StepEvents}
@@ -95,6 +97,8 @@ class TrainingStep:
         return step
 
     def __call__(self, engine: Any, batch: Any) -> Any:
+        if self.instead is not None:
+            return self.instead(engine, batch)
         if self._forward_started:
             self._forward_started.fire(engine)
         if self.forward_context is None:

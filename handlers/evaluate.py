@@ -16,6 +16,7 @@ from ignite.engine import Engine as IgniteEngine
 from torch import nn
 
 from camshaft.engine.events import Events
+from camshaft.engine.loading_ahead import pause_loading
 from camshaft.engine.phases import Phase
 from camshaft.engine.used_objects import modules_used_by
 from camshaft.handlers.device import device_of
@@ -96,6 +97,7 @@ class Evaluate(Handler):
 
     def evaluate(self, engine: Any) -> None:
         """Run the evaluator once."""
+        pause_loading(engine)
         averages: AbstractContextManager[Any] = nullcontext() if self.ema is None else self.ema.applied()
         # XLA's operators refuse inference tensors.
         inference_mode = torch.inference_mode(mode=device_of(self.evaluator).type != "xla")

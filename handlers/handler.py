@@ -182,7 +182,11 @@ def handlers_of(engine: IgniteEngine) -> list[Handler]:
         >>> handlers_of(engine)
         [TimeLimit(seconds=60)]
     """
-    handlers: list[Handler] = vars(engine).setdefault("handlers", [])  # a stock engine has none
+    # Not by vars(engine): from then on Python would look up each of its attributes in a dict, in the loop, too.
+    own: Any = engine
+    if not hasattr(own, "handlers"):  # a stock engine
+        own.handlers = []
+    handlers: list[Handler] = own.handlers
     return handlers
 
 
