@@ -1,6 +1,7 @@
 """The command line: `camshaft`, or `python -m camshaft`."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -18,6 +19,8 @@ COMMANDS = {
     "launch": "run a program on several processes, as torchrun does, and with one log",
     "plot": "draw the learning curves of runs",
     "resume": "start the command of a run again, which then goes on",
+    "runs": "list the runs in a directory with their best values",
+    "show": "tell what a run was started with and how it went",
 }
 
 
@@ -36,9 +39,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parser.parse_args(arguments)
     try:
         status: int = parsed.command(parsed)
+        sys.stdout.flush()
     except CommandError as error:
         sys.stderr.write(f"camshaft: {error}\n")
         return 2
+    except BrokenPipeError:  # whoever read has read enough: `camshaft show RUN | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     return status
 
 

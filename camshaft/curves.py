@@ -1,19 +1,30 @@
-"""Draws the learning curves of runs from the `metrics.csv` that `CSVLogger` writes."""
+"""Draws the learning curves of runs, from what `CSVLogger`, `JSONLinesLogger` or `TensorBoardLogger` have written."""
 
 from __future__ import annotations
 
 import csv
+import json
+import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-__all__ = ["plot_curves"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-_POSITION = ("iteration", "epoch", "optimizer_step")
+__all__ = ["Curve", "Curves", "draw_curves", "plot_curves", "read_curves"]
+
+_POSITION = ("iteration", "epoch", "optimizer_step", "time", "step")
 _PANEL = (4.0, 3.0)  # inches; two beside each other make 800 pixels
 _DOTS_PER_INCH = 100
 _FEW_POINTS = 50  # of a curve, below which each is marked
+_MOST_LINES = 10  # of a panel: as many as there are colours
+_WIDE_RANGE = {"norm": 10, "learning_rate": 100}  # from which ratio of the largest value on an axis is logarithmic
+_LONGEST_LABEL = 32  # characters of a name in a legend
+
+# What a panel shows, by the end of its quantity's name, and the unit beside it.
+_UNITS = {"seconds": "s", "time": "s", "memory": "bytes", "tokens_per_second": "tokens/s"}
 
 
 class Part(NamedTuple):
@@ -32,24 +43,30 @@ _PARTS = (
     Part("", "training", "-", "."),
 )
 
-Curve = list[tuple[int, float]]  # iterations and values
+Curve = list[tuple[int, float]]
+"""Iterations and values."""
+
+Curves = dict[str, Curve]
+"""The curves of a run, by name."""
 
 
 def plot_curves(runs: Sequence[str | os.PathLike[str]], picture: str | os.PathLike[str]) -> Path:
     """Draw every number that the runs have logged against the iteration, one panel a quantity.
 
-    A quantity and its validation or test share a panel: ``loss``, ``val_loss`` and ``test_loss``. Of several runs each
-    has a colour, and the parts of the data differ in their lines.
+    A quantity and its validation or test share a panel: ``loss``, ``val_loss`` and ``test_loss``; so do those whose
+    names differ behind a slash: ``learning_rate/0`` and ``learning_rate/1``. Of several runs each has a colour, and the
+    parts of the data differ in their lines. Gradient norms and learning rates that change by much are drawn on a
+    logarithmic axis.
 
     Args:
-        runs: directories with a ``metrics.csv``, or such files.
+        runs: directories with a ``metrics.csv``, a ``metrics.jsonl`` or event files of TensorBoard, or such files.
         picture: the file to write; its ending chooses the format.
 
     Returns:
         The path of the picture.
 
     Raises:
-        FileNotFoundError: a run has no ``metrics.csv``.
+        FileNotFoundError: a run has none of these.
         ValueError: nothing was logged, or the format is unknown.
         OSError: the picture cannot be written.
 
@@ -60,48 +77,127 @@ def plot_curves(runs: Sequence[str | os.PathLike[str]], picture: str | os.PathLi
         >>> plot_curves([directory], directory / "curves.png").name
         'curves.png'
     """
+    tables = {label: read_curves(run) for label, run in zip(_labels(runs), runs, strict=True)}
+    if not any(tables.values()):
+        raise ValueError(f"Nothing was logged in {', '.join(map(str, runs))}, so there is nothing to draw.")
+    draw_curves(tables).savefig(picture, dpi=_DOTS_PER_INCH)
+    return Path(picture)
+
+
+def draw_curves(tables: Mapping[str, Curves]) -> Figure:
+    """A figure of the curves of runs, as :func:`plot_curves` describes it; 800 pixels wide at 100 dots per inch.
+
+    Args:
+        tables: the curves of each run by its name, at least one.
+
+    Example:
+        >>> figure = draw_curves({"run": {"loss": [(1, 0.5), (2, 0.4)], "val_loss": [(2, 0.6)]}})
+        >>> [line.get_label() for line in figure.axes[0].lines]
+        ['training', 'validation']
+    """
     # Without pyplot, which would choose a backend for the whole process.
     from matplotlib.figure import Figure  # noqa: PLC0415 - an optional dependency
 
-    tables = {label: _read(Path(run)) for label, run in zip(_labels(runs), runs, strict=True)}
     quantities = _quantities(name for table in tables.values() for name in table)
-    if not quantities:
-        raise ValueError(f"Nothing was logged in {', '.join(map(str, runs))}, so there is nothing to draw.")
-
     columns = min(2, len(quantities))
     rows = -(-len(quantities) // columns)
     figure = Figure(figsize=(_PANEL[0] * columns, _PANEL[1] * rows), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False, sharex=len(quantities) % columns == 0)
     for panel, (quantity, names) in zip(panels.flat, quantities.items(), strict=False):
-        for index, (run, table) in enumerate(tables.items()):
-            for name in names:
-                if name not in table:
-                    continue
-                part = _part_of(name)
-                color = f"C{index if len(tables) > 1 else _PARTS[::-1].index(part)}"
-                panel.plot(*zip(*table[name], strict=True), color=color, **_style(part, len(table[name])))
-                panel.lines[-1].set_label(_label(run, part, one_run=len(tables) == 1, one_part=len(names) == 1))
-        panel.set(ylabel=quantity.replace("_", " "), xlabel="iteration")
-        panel.tick_params(labelbottom=True)
-        panel.grid(alpha=0.3)
-        if len(names) * len(tables) > 1:
-            panel.legend(fontsize="small").set_in_layout(False)  # a long name takes no room from the curves
+        _draw(panel, quantity, names, tables)
     for unused in panels.flat[len(quantities) :]:
         unused.remove()
-    figure.savefig(picture, dpi=_DOTS_PER_INCH)
-    return Path(picture)
+    return figure
+
+
+def read_curves(run: str | os.PathLike[str]) -> Curves:
+    """The curve of each number that a run has logged: from its CSV file, else its JSON lines, else TensorBoard's files.
+
+    Args:
+        run: a directory, or such a file.
+
+    Raises:
+        FileNotFoundError: there is none of these.
+        ValueError: the file is something else.
+
+    Example:
+        >>> import tempfile
+        >>> directory = Path(tempfile.mkdtemp())
+        >>> _ = (directory / "metrics.jsonl").write_text('{"iteration": 1, "epoch": 1, "loss": 0.5}\\n')
+        >>> read_curves(directory)
+        {'loss': [(1, 0.5)]}
+    """
+    run = Path(run)
+    readers: dict[str, Callable[[Path], Curves]] = {"csv": _read_csv, "jsonl": _read_json_lines}
+    for ending, read in readers.items():
+        path = run if run.suffix == f".{ending}" else run / f"metrics.{ending}"
+        if path.is_file():
+            return read(path)
+    events = [run] if run.is_file() and "tfevents" in run.name else _event_files(run)
+    if events:
+        return _read_tensorboard(events)
+    raise FileNotFoundError(
+        f"{run} has no metrics.csv, metrics.jsonl or event file of TensorBoard: attach CSVLogger({str(run)!r}) to the "
+        "engine that trains."
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- drawing
+
+
+def _draw(panel: Any, quantity: str, names: Sequence[str], tables: Mapping[str, Curves]) -> None:
+    """One panel."""
+    one_run = len(tables) == 1
+    several = len({_beyond_slash(name) for name in names}) > 1  # groups of parameters, layers
+    shown = [name for name in names if not several or _beyond_slash(name)] or list(names)
+    left_out = len(shown) - _MOST_LINES
+    for index, (run, table) in enumerate(tables.items()):
+        for number, name in enumerate(shown[:_MOST_LINES]):
+            if name not in table:
+                continue
+            part = _part_of(name)
+            color = index if not one_run else number if several else _PARTS[::-1].index(part)
+            panel.plot(*zip(*table[name], strict=True), color=f"C{color}", **_style(part, len(table[name])))
+            label = _label(run, part, one_run=one_run, one_part=len(shown) == 1)
+            panel.lines[-1].set_label(_beyond_slash(name) if several and one_run else label)
+    if _is_wide(quantity, [value for table in tables.values() for name in names for _, value in table.get(name, ())]):
+        panel.set_yscale("log")
+    unit = next((f" ({unit})" for ending, unit in _UNITS.items() if quantity.endswith(ending)), "")
+    parts = {_part_of(name) for name in shown}
+    of_part = f"{parts.pop().label} " if len(parts) == 1 and _PARTS[-1] not in parts else ""
+    panel.set(ylabel=of_part + quantity.replace("_", " ") + unit, xlabel="iteration")
+    if left_out > 0:
+        panel.set_title(f"{left_out} more are not drawn", fontsize="small")
+    panel.tick_params(labelbottom=True)
+    panel.grid(alpha=0.3)
+    if len(shown) * len(tables) > 1:
+        # Within the panel: a long name takes no room from the curves.
+        panel.legend(fontsize="small", framealpha=0.6).set_in_layout(False)
 
 
 def _quantities(names: Iterable[str]) -> dict[str, list[str]]:
     """The columns of each panel: first those that are measured on several parts of the data."""
     quantities: dict[str, list[str]] = {}
     for name in dict.fromkeys(names):
-        quantities.setdefault(name.removeprefix(_part_of(name).prefix), []).append(name)
-    return dict(sorted(quantities.items(), key=lambda item: len(item[1]) == 1))
+        quantity = name.removeprefix(_part_of(name).prefix).partition("/")[0]
+        quantities.setdefault(quantity, []).append(name)
+    several_parts = {quantity for quantity, of_it in quantities.items() if len({*map(_part_of, of_it)}) > 1}
+    return dict(sorted(quantities.items(), key=lambda item: item[0] not in several_parts))
 
 
 def _part_of(name: str) -> Part:
     return next(part for part in _PARTS if name.startswith(part.prefix))
+
+
+def _beyond_slash(name: str) -> str:
+    return name.partition("/")[2]
+
+
+def _is_wide(quantity: str, values: Sequence[float]) -> bool:
+    """Whether a logarithmic axis shows these better: of what is positive and spans orders of magnitude."""
+    finite = [value for value in values if math.isfinite(value)]
+    ratio = next((ratio for name, ratio in _WIDE_RANGE.items() if name in quantity), math.inf)
+    return bool(finite) and min(finite) > 0 and max(finite) >= ratio * min(finite)
 
 
 def _style(part: Part, points: int) -> Mapping[str, str | float]:
@@ -112,6 +208,8 @@ def _style(part: Part, points: int) -> Mapping[str, str | float]:
 def _label(run: str, part: Part, *, one_run: bool, one_part: bool) -> str:
     if one_run:
         return part.label
+    if len(run) > _LONGEST_LABEL:  # runs differ in the first part of their paths, or in the last
+        run = f"{run[: _LONGEST_LABEL // 2 - 1]}…{run[-_LONGEST_LABEL // 2 :]}"
     return run if one_part else f"{run}, {part.label}"
 
 
@@ -122,15 +220,64 @@ def _labels(runs: Sequence[str | os.PathLike[str]]) -> list[str]:
     return next(names for names in tails if len(set(names)) == len(set(parts)))
 
 
-def _read(run: Path) -> dict[str, Curve]:
-    """The curve of each column."""
-    path = run if run.suffix == ".csv" else run / "metrics.csv"
-    if not path.exists():
-        raise FileNotFoundError(f"{run} has no metrics.csv: attach CSVLogger({str(run)!r}) to the engine that trains.")
-    curves: dict[str, Curve] = {}
+# ---------------------------------------------------------------------------------------------------- reading
+
+
+def _read_csv(path: Path) -> Curves:
+    curves: Curves = {}
     with path.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
+            position = row.get("iteration") or row.get("step")  # the latter in the files of Lightning's logger
             for name, cell in row.items():
-                if name not in _POSITION and cell:
-                    curves.setdefault(name, []).append((int(row["iteration"]), float(cell)))
+                if position and cell and name not in _POSITION:
+                    curves.setdefault(name, []).append((int(position), float(cell)))
+    return curves
+
+
+def _read_json_lines(path: Path) -> Curves:
+    curves: Curves = {}
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            if not line.endswith("\n"):  # of a run that was killed as it wrote it
+                break
+            record = json.loads(line)
+            for name, value in record.items():
+                if name not in _POSITION:
+                    curves.setdefault(name, []).append((record["iteration"], float(value)))
+    return curves
+
+
+def _event_files(run: Path) -> list[Path]:
+    """Those of TensorBoard in a run's directory, or in its folder `tensorboard`, in the order of their making."""
+    folders = [folder for folder in (run, run / "tensorboard") if folder.is_dir()]
+    found = ([path for path in sorted(folder.iterdir()) if "tfevents" in path.name] for folder in folders)
+    return next((files for files in found if files), [])
+
+
+def _read_tensorboard(files: Sequence[Path]) -> Curves:
+    """The scalars of event files, without those that a later start of the run has replaced."""
+    from tensorboardX.proto.event_pb2 import Event, SessionLog  # noqa: PLC0415 - takes half a second
+
+    curves: Curves = {}
+    for path in files:
+        content = path.read_bytes()
+        position = 0
+        while position + 12 <= len(content):  # a record is a length, its checksum, an event, and its checksum
+            begin = position + 12
+            position = begin + int.from_bytes(content[position : position + 8], "little") + 4
+            if position > len(content):  # of a run that was killed as it wrote it
+                break
+            event = Event.FromString(content[begin : position - 4])
+            if event.session_log.status == SessionLog.START:
+                for name, curve in curves.items():
+                    curves[name] = [point for point in curve if point[0] < event.step]
+            for value in event.summary.value:
+                kind = value.WhichOneof("value")
+                if kind == "simple_value":
+                    number = value.simple_value
+                elif kind == "tensor" and len(value.tensor.float_val) == 1:  # as torch.utils.tensorboard may write it
+                    number = value.tensor.float_val[0]
+                else:
+                    continue
+                curves.setdefault(value.tag, []).append((event.step, number))
     return curves

@@ -17,6 +17,8 @@ from ignite.engine import Engine as IgniteEngine
 from ignite.engine.utils import _check_signature, _to_hours_mins_secs
 
 from camshaft.engine import overview
+from camshaft.engine.clock import training_clock
+from camshaft.engine.error_notes import note_position
 from camshaft.engine.events import (
     STEP_EVENT_ATTRIBUTES,
     CallableEventWithFilter,
@@ -29,6 +31,7 @@ from camshaft.engine.events import (
 )
 from camshaft.engine.phases import Phase
 from camshaft.engine.subscribers import Subscribers, SubscribersByEvent
+from camshaft.engine.timeline import Timeline
 from camshaft.engine.training_step import TrainingStep
 
 __all__ = ["Engine"]
@@ -145,9 +148,9 @@ class Engine(IgniteEngine):
                 yield from self._stop_if_asked()
                 while not self._is_done(state) and not self.should_terminate:
                     state.epoch += 1
-                    epoch_begin = perf_counter()
+                    epoch_begin = training_clock(state)
                     self._fire_event(Events.EPOCH_STARTED)
-                    epoch_seconds = perf_counter() - epoch_begin
+                    epoch_seconds = training_clock(state) - epoch_begin
                     yield from self._stop_if_asked()
 
                     if self._dataloader_iter is None:
@@ -184,8 +187,8 @@ class Engine(IgniteEngine):
 
         This is the hot path: an event without subscribers costs the look at an empty list.
         """
-        begin = perf_counter()
         state = self.state
+        begin = training_clock(state)
         get_batch_started, get_batch_completed = self._moment(GET_BATCH_STARTED), self._moment(GET_BATCH_COMPLETED)
         iteration_started, iteration_completed = self._moment(ITERATION_STARTED), self._moment(ITERATION_COMPLETED)
         requests = self._requests
@@ -252,7 +255,7 @@ class Engine(IgniteEngine):
         except Exception as error:
             if not self._handled(error):
                 raise
-        return perf_counter() - begin
+        return training_clock(state) - begin
 
     def _data_is_over(self, position: int, restarted: bool) -> bool:
         """The data has ended: does the epoch end as well? It learns its length here if it has none."""
@@ -286,11 +289,11 @@ class Engine(IgniteEngine):
 
     def _fire_completed(self, event: Events, seconds: float, asked_to_stop: bool | str) -> float:
         """Fire EPOCH_COMPLETED or COMPLETED unless asked to skip it; note and return the time with its handlers."""
-        begin = perf_counter()
+        begin = training_clock(self.state)
         self.state.times[event.name] = seconds
         if asked_to_stop not in ("skip_epoch_completed", "skip_completed"):
             self._fire_event(event)
-            seconds += perf_counter() - begin
+            seconds += training_clock(self.state) - begin
             self.state.times[event.name] = seconds
         return seconds
 
@@ -302,6 +305,8 @@ class Engine(IgniteEngine):
         if error is self._error_told:
             return False
         self._error_told = error
+        if isinstance(error, Exception):
+            note_position(error, self, None if self._progress is None else self._progress[1])
         # Who asks to exit knows why; as text, since records of a log keep what they are given.
         level = logging.INFO if isinstance(error, SystemExit) else logging.ERROR
         self.logger.log(level, "Engine run is terminating due to exception: %s", str(error))
@@ -413,11 +418,12 @@ class Engine(IgniteEngine):
                 "or attach without a filter."
             )
         engine_reference = weakref.ref(self)
+        counted = State.event_to_attr[event]
 
         @functools.wraps(handler)
         def behind_filter(*args: Any, **kwargs: Any) -> Any:
             engine = engine_reference()
-            if engine is not None and event_filter(engine, engine.state.get_event_attrib_value(event)):
+            if engine is not None and event_filter(engine, getattr(engine.state, counted)):
                 return handler(*args, **kwargs)
             return None
 
@@ -531,6 +537,29 @@ class Engine(IgniteEngine):
             self._internal_run_generator = self._loop(loaded=True) if self._is_done(self.state) else None
 
     # ------------------------------------------------------------------------------------------------ looks
+
+    def timeline(self, first: int = 1, iterations: int = 3) -> Timeline:
+        """Record which event and handler runs when, over a few iterations of the next run, and cost nothing after.
+
+        Args:
+            first: the iteration to begin with; a run that is beyond it already begins where it is.
+            iterations: how many; what ends the epoch of the last one, such as a validation, is recorded with it.
+
+        Returns:
+            The recording, to be drawn with ``plot("timeline.png")`` or written with ``export("timeline.json")`` after
+            the run.
+
+        Raises:
+            ValueError: a number is less than 1.
+
+        Example:
+            >>> engine = Engine(lambda engine, batch: None)
+            >>> timeline = engine.timeline(first=3)
+            >>> state = engine.run(range(10))
+            >>> sorted({span.iteration for span in timeline.spans if span.name == "step"})
+            [3, 4, 5]
+        """
+        return Timeline(self, first, iterations)
 
     def _forget_times(self) -> None:
         for subscribers in self._event_handlers.values():

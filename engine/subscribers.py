@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from camshaft.engine.error_notes import note_handler
 from camshaft.engine.events import State, every_of
 from camshaft.engine.phases import Phase
 
@@ -89,21 +90,26 @@ class Subscribers(list[Entry]):
         bare_event = not event_args and not event_kwargs
         count = getattr(engine.state, self.attribute) if self.filtered else 0
         begin = perf_counter()
-        for subscribers in (self.prompt, self.late):
-            for subscriber in subscribers:
-                if subscriber.every and count % subscriber.every:
-                    continue
-                if not (subscriber.bare and bare_event):
-                    subscriber.call(engine, event_args, event_kwargs or {})
-                elif subscriber.takes_engine:
-                    subscriber.function(engine)
-                else:
-                    subscriber.function()
-                end = perf_counter()
-                subscriber.seconds += end - begin
-                begin = end
-                if self.filtered:  # whoever was called may have changed it
-                    count = getattr(engine.state, self.attribute)
+        try:
+            for subscribers in (self.prompt, self.late):
+                for subscriber in subscribers:
+                    if subscriber.every and count % subscriber.every:
+                        continue
+                    if not (subscriber.bare and bare_event):
+                        subscriber.call(engine, event_args, event_kwargs or {})
+                    elif subscriber.takes_engine:
+                        subscriber.function(engine)
+                    else:
+                        subscriber.function()
+                    end = perf_counter()
+                    subscriber.seconds += end - begin
+                    begin = end
+                    if self.filtered:  # whoever was called may have changed it
+                        count = getattr(engine.state, self.attribute)
+        except Exception as error:
+            if error not in event_args:  # else it is raised again by who was told of it
+                note_handler(error, subscriber)
+            raise
 
     def fire_from(self, engine: Engine, phase: Phase) -> None:
         """Fire the event for those of ``phase`` and later: what an earlier process did not come to."""

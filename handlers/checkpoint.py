@@ -391,7 +391,7 @@ class Checkpoint(Handler):
 
     # ------------------------------------------------------------------------------------------------ going on
 
-    def take_directory(self) -> None:
+    def take_directory(self, engine: IgniteEngine) -> None:
         """Take the directory, on the first process for all, and clear what a killed one left unfinished."""
         self._ranks.leave()
         if self._writer is not None:
@@ -403,7 +403,7 @@ class Checkpoint(Handler):
             self.store.clear_leftovers()
 
         self._ranks.first(take)
-        self._attempt(self._ranks.first, lambda: record_run(self.directory))
+        self._attempt(self._ranks.first, lambda: record_run(self.directory, engine))
         self._ranks.refuse_unseen(self.directory)
 
     def restore(self, engine: IgniteEngine) -> None:

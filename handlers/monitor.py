@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -13,17 +12,12 @@ from ignite.engine import Engine as IgniteEngine
 from camshaft.engine.agreement import mean
 from camshaft.engine.distributed import world_size
 from camshaft.engine.events import Events
+from camshaft.handlers.direction import more_is_better
 from camshaft.handlers.handler import handlers_of
 
 __all__ = ["Mode", "Monitor", "metrics_of", "outputs_of", "values_of", "weight_of_output"]
 
 Mode = Literal["min", "max", "auto"]
-
-# What is called by the first should become more, unless by the second, too; anything else should become less.
-_MORE_IS_BETTER = re.compile(
-    r"acc(?!um)|auc|auroc|f1|precision|recall|map(?!e)|iou|dice|bleu|rouge|psnr|ssim|score|r2|reward"
-)
-_LESS_IS_BETTER = re.compile(r"loss|error|distance|divergence|perplexity")
 
 
 class Monitor:
@@ -57,8 +51,7 @@ class Monitor:
         if not min_delta >= 0:
             raise ValueError(f"min_delta must not be negative, but is {min_delta!r}.")
         if mode == "auto":
-            more = _MORE_IS_BETTER.search(name.lower()) and not _LESS_IS_BETTER.search(name.lower())
-            mode = "max" if more else "min"
+            mode = "max" if more_is_better(name) else "min"
         self.name = name
         self.mode = mode
         self.min_delta = min_delta

@@ -14,13 +14,16 @@ Listens to:
 from __future__ import annotations
 
 import math
+import os
 import sys
 from collections.abc import Mapping
 from time import perf_counter
 from typing import Any, TextIO
 
 import ignite.distributed as idist
+import torch
 
+from camshaft.engine.clock import compilation_seconds
 from camshaft.engine.events import Events
 from camshaft.engine.phases import Phase
 from camshaft.handlers.handler import Handler, On, handlers_of
@@ -31,11 +34,16 @@ __all__ = ["ProgressBar"]
 
 # In a terminal. With tqdm's own, the bar would change its width with every digit; a full one makes room for numbers.
 _MOVING = "{desc} {percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+_WIDTH = 80  # columns of a terminal that does not know them
 _FULL = "{desc} {n_fmt}/{total_fmt} [{elapsed}, {rate_fmt}{postfix}]"
 
 
 class ProgressBar(Handler):
     """A bar for each epoch: iterations, their rate, the loss and whatever else the step returns, the newest metrics.
+
+    Beside iterations a second it shows samples a second, of all processes together, where a loader says the size of its
+    batches or there is a tensor in the batch, whose first dimension is taken for it; a smaller last batch counts as a
+    full one.
 
     It is tqdm's, in a terminal or in a notebook. Where the output goes into a file or a pipe there is one line for each
     epoch instead. An accelerator is never waited for: its numbers are sent for at one refresh and shown at the next.
@@ -93,6 +101,8 @@ class ProgressBar(Handler):
         self._done_before = 0  # iterations of the first epoch that were done before the run, where it resumes
         self._first_iteration = 0  # of this epoch, counting from 0
         self._epoch_began_at = self._epoch_ended_at = 0.0
+        self._compiled_before = self._compiled = 0.0  # seconds: before this epoch and in it
+        self._samples = 0  # in a batch, of all processes together
         self._epoch_is_open = False
         self._sent_for: tuple[list[str], Scalars] | None = None
         self._shown = ""
@@ -116,9 +126,13 @@ class ProgressBar(Handler):
         """Open the epoch's bar."""
         self._first_iteration = engine.state.iteration - self._done_before
         self._epoch_began_at = perf_counter()
+        self._compiled_before = compilation_seconds(engine.state)
         self._epoch_is_open = True
+        self._samples = 0
         if self._shows and self._bar_class is not None:
             self._open(engine)
+        elif self._shows:
+            self._next_refresh = 0.0  # to see the size of a batch
 
     def advance(self, engine: Any) -> None:
         """Move the bar, if it is time."""
@@ -130,20 +144,21 @@ class ProgressBar(Handler):
         if self._bar is not None:
             self._refresh(engine)
         self._epoch_ended_at = perf_counter()
+        self._compiled = compilation_seconds(engine.state) - self._compiled_before
 
     def finish_epoch(self, engine: Any) -> None:
         """Show the epoch's metrics and close its bar, or write its line."""
         if not self._shows:
             return
         if self._bar is not None:
-            pause = perf_counter() - self._epoch_ended_at
+            pause = perf_counter() - self._epoch_ended_at + self._compiled
             self._bar.start_t += pause
             self._bar.last_print_t += pause  # a bar last printed before it began would not be shown
         if self.leave:
             self._metrics_told = metrics_of(engine)
-            numbers = self._shown = _as_text(_in_order(values_of(engine), engine))
+            numbers = self._shown = _as_text(in_order(values_of(engine), engine))
             if self._bar is not None:
-                self._bar.set_postfix_str(numbers, refresh=False)
+                self._bar.set_postfix_str(self._beside_bar(engine, numbers), refresh=False)
                 if self._bar.bar_format == _MOVING:
                     self._bar.bar_format = _FULL
             elif self._bar_class is None:
@@ -208,13 +223,16 @@ class ProgressBar(Handler):
             left = state.max_iters - self._first_iteration
             total = left if total is None else min(total, left)
         done = state.iteration - self._first_iteration
+        output = self._output()
+        has_width = self._in_notebook or _width_of(output) > 0  # a terminal that knows none says 0, and sees nothing
         self._bar = self._bar_class(
             desc=self._description(engine),
             total=total,
             initial=done,
             leave=self.leave,
-            file=self._output(),
-            dynamic_ncols=True,
+            file=output,
+            dynamic_ncols=has_width,
+            ncols=None if has_width else _WIDTH,
             mininterval=0,
             miniters=1,
             bar_format=None if total is None or self._in_notebook else _MOVING,
@@ -222,15 +240,19 @@ class ProgressBar(Handler):
         self._next_refresh = perf_counter() + self.refresh_seconds
 
     def _refresh(self, engine: Any) -> None:
+        self._samples = max(self._samples, _samples_in_batch(engine) * idist.get_world_size())
+        if self._bar_class is None:
+            self._next_refresh = math.inf
+            return
         if self._bar is None:
             self._open(engine)
         self._collect()
         if self._sent_for is None:
             metrics = {name: value for name, value in metrics_of(engine).items() if value is not self._old.get(name)}
-            values = _in_order({**metrics, **outputs_of(engine)}, engine)
+            values = in_order({**metrics, **outputs_of(engine)}, engine)
             self._sent_for = (list(values), Scalars(list(values.values())))
             self._collect()  # from the CPU it is there at once
-        self._bar.set_postfix_str(self._shown, refresh=False)
+        self._bar.set_postfix_str(self._beside_bar(engine, self._shown), refresh=False)
         self._move(engine)
         self._next_refresh = perf_counter() + self.refresh_seconds
 
@@ -247,12 +269,29 @@ class ProgressBar(Handler):
             self._shown = _join(names, scalars)
             self._sent_for = None
 
+    def _beside_bar(self, engine: Any, numbers: str) -> str:
+        """The rate in samples, and the numbers."""
+        end = self._epoch_ended_at if self._epoch_ended_at >= self._epoch_began_at else perf_counter()
+        compiled = compilation_seconds(engine.state) - self._compiled_before
+        rate = self._samples_per_second(engine, end - self._epoch_began_at - compiled)
+        return ", ".join(filter(None, (rate, numbers)))
+
+    def _samples_per_second(self, engine: Any, seconds: float) -> str:
+        iterations = engine.state.iteration - self._first_iteration - self._done_before
+        if not self._samples or not iterations or seconds <= 0:
+            return ""
+        rate = self._samples * iterations / seconds
+        return f"{rate:,.0f} samples/s" if rate >= 100 else f"{rate:.3g} samples/s"
+
     def _line(self, engine: Any, numbers: str) -> str:
         iterations = engine.state.iteration - self._first_iteration - self._done_before
-        seconds = self._epoch_ended_at - self._epoch_began_at
+        seconds = self._epoch_ended_at - self._epoch_began_at - self._compiled
         line = f"{self._description(engine)}: {iterations} iterations in {seconds:.1f} s"
         if seconds > 0:
-            line += f" ({iterations / seconds:.4g} it/s)"
+            rates = (f"{iterations / seconds:.4g} it/s", self._samples_per_second(engine, seconds))
+            line += f" ({', '.join(filter(None, rates))})"
+        if self._compiled > 0:
+            line += f" after {self._compiled:.1f} s of compilation"
         return f"{line}, {numbers}" if numbers else line
 
     def _write_line(self, line: str) -> None:
@@ -271,7 +310,28 @@ class ProgressBar(Handler):
         return self.file if self.file is not None else sys.stderr
 
 
-def _in_order(values: Mapping[str, Any], engine: Any) -> dict[str, Any]:
+def _samples_in_batch(engine: Any) -> int:
+    """How many samples a batch of this process has, or 0 where nobody knows."""
+    size = getattr(engine.state.dataloader, "batch_size", None)
+    return size if isinstance(size, int) else _length_of_first_tensor(engine.state.batch)
+
+
+def _length_of_first_tensor(batch: Any) -> int:
+    if isinstance(batch, torch.Tensor):
+        return len(batch) if batch.dim() else 0
+    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (list, tuple)) else ()
+    return next((length for part in parts if (length := _length_of_first_tensor(part))), 0)
+
+
+def _width_of(output: Any) -> int:
+    """Columns of a terminal; 1 of what is no file of the system, which tqdm looks at by itself."""
+    try:
+        return os.get_terminal_size(output.fileno()).columns
+    except (OSError, ValueError, AttributeError):
+        return 1
+
+
+def in_order(values: Mapping[str, Any], engine: Any) -> dict[str, Any]:
     """``values``, the most important first: the loss, what else the step returned, what was measured, the rest."""
     handlers = handlers_of(engine)
     measured = [name for name in values if any(handler.produced_at(name) is not None for handler in handlers)]

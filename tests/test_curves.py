@@ -12,8 +12,8 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from camshaft import CSVLogger, Engine, Events
-from camshaft.curves import plot_curves
+from camshaft import CSVLogger, Engine, Events, JSONLinesLogger, TensorBoardLogger
+from camshaft.curves import draw_curves, plot_curves, read_curves
 
 Texts = Callable[..., list[str]]
 
@@ -66,9 +66,11 @@ def test_a_run_that_is_named_twice_is_drawn_once(texts: Texts, tmp_path: Path) -
     assert texts(run, run) == texts(run)
 
 
-def test_a_long_name_is_no_trouble(texts: Texts, tmp_path: Path) -> None:
-    runs = [run_with(tmp_path / (name * 100), SMALL) for name in "ab"]
-    assert "a" * 100 in texts(*runs)
+def test_of_a_long_name_the_legend_has_the_beginning_and_the_end(texts: Texts, tmp_path: Path) -> None:
+    runs = [run_with(tmp_path / (name * 50 + "z" * 50), SMALL) for name in "ab"]
+    shown = texts(*runs)
+    assert "a" * 15 + "…" + "z" * 16 in shown
+    assert "b" * 15 + "…" + "z" * 16 in shown
 
 
 def test_a_value_that_one_run_lacks_is_drawn_for_the_other(texts: Texts, tmp_path: Path) -> None:
@@ -115,7 +117,9 @@ def test_drawing_chooses_no_backend_for_the_process(tmp_path: Path) -> None:
 
 
 def test_a_run_without_a_table_is_refused_with_what_to_attach(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"has no metrics\.csv: attach CSVLogger\("):
+    with pytest.raises(
+        FileNotFoundError, match=r"has no metrics\.csv, metrics\.jsonl or event file of TensorBoard: attach CSVLogger\("
+    ):
         plot_curves([tmp_path], tmp_path / "curves.png")
 
 
@@ -124,3 +128,67 @@ def test_runs_without_a_number_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"Nothing was logged in .*run, so there is nothing to draw"):
         plot_curves([run], tmp_path / "curves.png")
     assert not (tmp_path / "curves.png").exists()
+
+
+def test_json_lines_and_tensorboard_files_are_read_like_a_table(tmp_path: Path) -> None:
+    trainer = Engine(lambda engine, batch: {"loss": batch})
+    trainer.attach(
+        CSVLogger(tmp_path / "csv", every=1),
+        JSONLinesLogger(tmp_path / "json", every=1),
+        TensorBoardLogger(tmp_path / "board" / "tensorboard", every=1),
+    )
+    trainer.run([1.0, 0.5, float("nan")])
+    table, *others = (read_curves(tmp_path / name) for name in ("csv", "json", "board"))
+    assert table["loss"][:2] == [(1, 1.0), (2, 0.5)]
+    assert [repr(other) for other in others] == [repr(table)] * 2
+
+
+def test_what_a_later_start_of_a_run_has_replaced_in_tensorboards_files_is_left_out(tmp_path: Path) -> None:
+    for losses in ([3.0, 2.0, 1.0], [6.0, 5.0]):  # the second is a new run in the same directory
+        logger = TensorBoardLogger(tmp_path, every=1)
+        Engine(lambda engine, batch: {"loss": batch}).attach(logger).run(losses)
+    assert read_curves(tmp_path) == {"loss": [(1, 6.0), (2, 5.0)]}
+
+
+def test_a_file_that_a_kill_has_cut_is_read_as_far_as_it_is_whole(tmp_path: Path) -> None:
+    Engine(lambda engine, batch: {"loss": batch}).attach(TensorBoardLogger(tmp_path, every=1)).run([1.0, 0.5])
+    (events,) = tmp_path.iterdir()
+    events.write_bytes(events.read_bytes()[:-3])
+    (tmp_path / "metrics.jsonl").write_text('{"iteration": 1, "loss": 2.0}\n{"iteration": 2, "lo')
+    assert read_curves(events) == {"loss": [(1, 1.0)]}
+    assert read_curves(tmp_path / "metrics.jsonl") == {"loss": [(1, 2.0)]}
+
+
+def test_the_table_of_lightnings_logger_is_read_too(tmp_path: Path) -> None:
+    run = run_with(tmp_path / "run", "epoch,loss,step\n0,0.5,9\n0,,9\n")
+    assert read_curves(run) == {"loss": [(9, 0.5)]}
+
+
+def test_what_differs_behind_a_slash_shares_a_panel(tmp_path: Path) -> None:
+    curves = {"learning_rate/0": [(1, 0.1)], "learning_rate/1": [(1, 0.2)], "loss": [(1, 1.0)]}
+    rates, loss = draw_curves({"run": curves}).axes
+    assert [line.get_label() for line in rates.lines] == ["0", "1"]
+    assert len(loss.lines) == 1
+
+
+def test_of_many_layers_as_many_are_drawn_as_there_are_colours() -> None:
+    curves = {f"gradient_norm/layer{number}": [(1, 1.0)] for number in range(12)}
+    (panel,) = draw_curves({"run": curves}).axes
+    assert len(panel.lines) == 10
+    assert panel.get_title() == "2 more are not drawn"
+
+
+def test_a_gradient_norm_that_changes_by_much_has_a_logarithmic_axis() -> None:
+    curves = {"gradient_norm": [(1, 0.01), (2, 10.0)], "loss": [(1, 0.01), (2, 10.0)]}
+    panels = {panel.get_ylabel(): panel.get_yscale() for panel in draw_curves({"run": curves}).axes}
+    assert panels == {"gradient norm": "log", "loss": "linear"}
+
+
+def test_a_quantity_that_only_the_validation_has_says_so() -> None:
+    (panel,) = draw_curves({"run": {"val_accuracy": [(1, 0.5)]}}).axes
+    assert panel.get_ylabel() == "validation accuracy"
+
+
+def test_a_time_has_its_unit() -> None:
+    (panel,) = draw_curves({"run": {"epoch_seconds": [(1, 0.5)]}}).axes
+    assert panel.get_ylabel() == "epoch seconds (s)"

@@ -96,9 +96,9 @@ def test_importing_the_packages_imports_neither_torch_nor_ignite(tmp_path: Path)
     run(sys.executable, "-c", program, cwd=tmp_path)
 
 
-def test_the_root_package_has_the_names_of_engine_and_handlers_and_launch() -> None:
-    engine = import_module("camshaft.engine")
-    assert sorted(camshaft.__all__) == sorted([*engine.__all__, *handlers.__all__, "launch", "__version__"])
+def test_the_root_package_has_the_names_of_engine_handlers_launch_and_summary() -> None:
+    engine, others = import_module("camshaft.engine"), ["launch", "Summary", "summary", "__version__"]
+    assert sorted(camshaft.__all__) == sorted([*engine.__all__, *handlers.__all__, *others])
 
 
 def test_the_list_of_handlers_is_the_table_of_their_modules() -> None:

@@ -8,7 +8,9 @@ from camshaft.commands import CommandError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Runs and a picture."""
-    parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="a run's directory, or a CSVLogger's file")
+    parser.add_argument(
+        "runs", metavar="RUN", type=Path, nargs="+", help="a run's directory, or a CSV, JSON lines or TensorBoard file"
+    )
     parser.add_argument(
         "-o", "--output", metavar="FILE", type=Path, default=Path("curves.png"), help="(default: %(default)s)"
     )

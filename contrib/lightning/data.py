@@ -93,7 +93,9 @@ class Batches(NamedTuple):
     loaders: list[Any]
 
 
-def batches_to_train(loaders: Any, limit: float | None, prepared: Callable[[Any], Any] = lambda loader: loader) -> Batches:
+def batches_to_train(
+    loaders: Any, limit: float | None, prepared: Callable[[Any], Any] = lambda loader: loader
+) -> Batches:
     """The batches of what a user gave to train on: a collection of loaders is gone through together.
 
     Args:
@@ -178,9 +180,12 @@ def in_order(loader: Any) -> Any:
 def set_epoch(loaders: Iterable[Any], epoch: int) -> None:
     """Tell the epoch to the samplers that draw an order by it."""
     for loader in loaders:
-        for sampler in (getattr(loader, "sampler", None), getattr(getattr(loader, "batch_sampler", None), "sampler", None)):
-            if callable(getattr(sampler, "set_epoch", None)):
-                sampler.set_epoch(epoch)
+        batch_sampler = getattr(loader, "batch_sampler", None)
+        samplers = getattr(loader, "sampler", None), getattr(batch_sampler, "sampler", None)
+        for sampler in {id(one): one for one in samplers}.values():  # usually the same
+            set_its_epoch = getattr(sampler, "set_epoch", None)
+            if callable(set_its_epoch):
+                set_its_epoch(epoch)
 
 
 def batches_in(loader: Any) -> float:
@@ -225,7 +230,7 @@ def number_of_batches(loader: Any, limit: float | None, name: str) -> float:
         raise ValueError(f"{name}={limit} is a share of data without length: give a number of batches.")
     if int(length * limit) == 0:
         raise ValueError(
-            f"{name}={limit} of {length} batches is none at all: give at least {1 / length:.3g}, or a number of batches."
+            f"{name}={limit} of {length} batches is none: give at least {1 / length:.3g}, or a number of batches."
         )
     return int(length * limit)
 

@@ -41,6 +41,7 @@ class Evaluation:
         self.stage = stage
         self.results = Results()
         self.engine: Engine | None = None
+        self.exists = False
         self.loaders: Any = None
         self.max_batches: list[float] = []
         self.predictions: list[list[Any]] = []
@@ -259,13 +260,13 @@ def arguments_of_step(step: Callable[..., Any], loaders: int) -> Callable[[Any, 
     needed = sum(one.default is one.empty for one in positional)
     if loaders > 1 and most < 3:
         raise ValueError(
-            f"There are {loaders} loaders, so {getattr(step, '__name__', 'the step')}() must take dataloader_idx as its "
-            "third argument: (self, batch, batch_idx, dataloader_idx=0)."
+            f"There are {loaders} loaders, so {getattr(step, '__name__', 'the step')}() must take dataloader_idx as "
+            "its third argument: (self, batch, batch_idx, dataloader_idx=0)."
         )
     if needed > 3:
         raise ValueError(
-            f"{getattr(step, '__name__', 'The step')}{inspect.signature(step)} has more arguments than batch, batch_idx "
-            "and dataloader_idx."
+            f"{getattr(step, '__name__', 'The step')}{inspect.signature(step)} has more arguments than batch, "
+            "batch_idx and dataloader_idx."
         )
     if loaders > 1 or needed == 3:
         return step

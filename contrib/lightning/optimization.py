@@ -62,20 +62,11 @@ def configured(returned: Any, *, automatic: bool, monitor: str | None = None) ->
         pass
     elif _is_optimizer(returned):
         optimizers = [returned]
-    elif isinstance(returned, Mapping):
-        optimizers, monitor = [_optimizer_in(returned)], returned.get("monitor", monitor)
-        schedules = [returned["lr_scheduler"]] if returned.get("lr_scheduler") is not None else []
     elif isinstance(returned, (list, tuple)) and all(map(_is_optimizer, returned)):
         optimizers = list(returned)
-    elif isinstance(returned, (list, tuple)) and all(isinstance(one, Mapping) for one in returned):
-        optimizers = [_optimizer_in(one) for one in returned]
-        for one in returned:
-            schedule = one.get("lr_scheduler")
-            if schedule is not None:
-                schedules.append({"monitor": one.get("monitor", monitor), **_as_mapping(schedule)})
-        frequencies = [one["frequency"] for one in returned if one.get("frequency") is not None]
-        if frequencies and len(frequencies) != len(optimizers):
-            raise ValueError("configure_optimizers() gave a frequency to some optimizers only: give one to each.")
+    elif _are_mappings(returned):
+        several = [returned] if isinstance(returned, Mapping) else returned
+        optimizers, schedules, frequencies = _in_mappings(several, monitor)
     elif _is_two_lists(returned):
         optimizers = list(returned[0])
         schedules = list(returned[1]) if isinstance(returned[1], (list, tuple)) else [returned[1]]
@@ -89,7 +80,7 @@ def configured(returned: Any, *, automatic: bool, monitor: str | None = None) ->
     for config in configs:
         if not any(getattr(config.scheduler, "optimizer", optimizer) is optimizer for optimizer in optimizers):
             raise ValueError(
-                f"configure_optimizers() returned the scheduler {config.scheduler!r} without its optimizer: return both."
+                f"configure_optimizers() returned the scheduler {config.scheduler!r} but not its optimizer."
             )
     return Configured(optimizers, configs, frequencies)
 
@@ -103,6 +94,25 @@ def _is_optimizer(thing: Any) -> bool:
 def _is_two_lists(returned: Any) -> bool:
     two = isinstance(returned, (list, tuple)) and len(returned) == 2
     return two and isinstance(returned[0], (list, tuple)) and all(map(_is_optimizer, returned[0]))
+
+
+def _are_mappings(returned: Any) -> bool:
+    several = [returned] if isinstance(returned, Mapping) else returned
+    return isinstance(several, (list, tuple)) and all(isinstance(one, Mapping) for one in several)
+
+
+def _in_mappings(returned: Any, monitor: str | None) -> tuple[list[Any], list[Any], list[int]]:
+    """The optimizers, schedules and frequencies in mappings, one for each optimizer."""
+    optimizers = [_optimizer_in(one) for one in returned]
+    schedules = [
+        {"monitor": one.get("monitor", monitor), **_as_mapping(one["lr_scheduler"])}
+        for one in returned
+        if one.get("lr_scheduler") is not None
+    ]
+    frequencies = [one["frequency"] for one in returned if one.get("frequency") is not None]
+    if frequencies and len(frequencies) != len(optimizers):
+        raise ValueError("configure_optimizers() gave a frequency to some optimizers only: give one to each.")
+    return optimizers, schedules, frequencies
 
 
 def _optimizer_in(returned: Mapping[str, Any]) -> Any:
@@ -139,7 +149,7 @@ class LightningOptimizer:
     def step(self, closure: Callable[[], Any] | None = None, **kwargs: Any) -> Any:
         """Make a step; ``closure``, where there is one, computes the loss and its gradients first."""
         if self.make_step is None:
-            return self._optimizer.step(closure, **kwargs)  # type: ignore[arg-type]
+            return self._optimizer.step(closure, **kwargs)
         return self.make_step(self, closure)
 
     @contextlib.contextmanager

@@ -150,8 +150,8 @@ class Results:
         index = self.dataloader_idx if how.add_dataloader_idx else None
         if index is None and any(hook == self.hook and one == name for hook, one, _ in self._entries):
             raise ValueError(
-                f"self.log({name!r}, add_dataloader_idx=False) was called in {self.hook}() for several loaders, of which "
-                "the last would win: give each a name of its own, or leave add_dataloader_idx out."
+                f"self.log({name!r}, add_dataloader_idx=False) was called in {self.hook}() for several loaders, of "
+                "which the last would win: give each a name of its own, or leave add_dataloader_idx out."
             )
         shown = name if index is None else f"{name}/dataloader_idx_{index}"
         entry = _Entry(name, shown, how, on_step=on_step, on_epoch=on_epoch, metric=_metric_in(value))
@@ -173,7 +173,7 @@ class Results:
         )
 
     def metrics(self) -> Metrics:
-        """The values as they are now: those of the last step, or the means over the epoch so far, of the loader under way."""
+        """The values as they are now, of the loader under way: of the last step, or the means over the epoch so far."""
         found = Metrics()
         on_step = self.in_batches
         for (_, _, index), entry in self._entries.items():
@@ -203,7 +203,6 @@ class Results:
         self._restored.clear()
         self.has_steps = self.in_batches = False
         self.batch = None
-
 
     def state_dict(self) -> dict[str, Any]:
         """What the epoch under way has come to, but for metrics of torchmetrics and functions that reduce."""

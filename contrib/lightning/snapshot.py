@@ -136,6 +136,28 @@ def restore_training(trainer: Trainer, training: Training, content: Mapping[str,
     Raises:
         ValueError: the checkpoint holds weights only, or another number of optimizers or schedules.
     """
+    _restore_optimization(trainer, training, content)
+    ours = content.get("camshaft")
+    if ours is None:
+        _set_from_lightning(training, content)
+        return
+    _restore_counts(trainer, training, ours)
+    _restore_position(training, ours)
+    of_ranks = ours["ranks"]
+    if len(of_ranks) != world_size():  # the data is shared otherwise: the epoch goes on without its position
+        training.generators = of_ranks[0]["generators"]
+        return
+    of_rank, state = of_ranks[rank()], training.engine.state
+    if of_rank["data"] is not None:
+        training.data.load_state_dict(of_rank["data"])
+        if ours["position"] is None:  # the next epoch begins the data anew, with what its parts remember
+            training.data.iterator(training.loader, state.iteration)
+    training.generators = of_rank["generators"]
+    training.results.load_state_dict(of_rank["results"])
+    _set_torchmetrics_states(trainer.lightning_module, of_rank["torchmetrics"])
+
+
+def _restore_optimization(trainer: Trainer, training: Training, content: Mapping[str, Any]) -> None:
     if "optimizer_states" not in content:
         raise ValueError(
             "The checkpoint holds weights only, so a fit cannot go on with it: load them by "
@@ -151,10 +173,9 @@ def restore_training(trainer: Trainer, training: Training, content: Mapping[str,
         trainer.strategy.load_optimizer_state_dict(optimizer.optimizer, state)
     for config, state in zip(training.configured.schedules, schedules, strict=True):
         config.scheduler.load_state_dict(state)
-    ours = content.get("camshaft")
-    if ours is None:
-        _set_from_lightning(training, content)
-        return
+
+
+def _restore_counts(trainer: Trainer, training: Training, ours: Mapping[str, Any]) -> None:
     engine = training.engine
     training.epochs_completed = ours["epochs_completed"]
     training.total_batches, training.batches_stepped = ours["total_batches"], ours["batches_stepped"]
@@ -167,7 +188,10 @@ def restore_training(trainer: Trainer, training: Training, content: Mapping[str,
     if training.scaler is not None and ours["scaler"] is not None:
         training.scaler.load_state_dict(ours["scaler"])
     trainer.take_metric_values(ours["metrics"])
-    state = engine.state
+
+
+def _restore_position(training: Training, ours: Mapping[str, Any]) -> None:
+    engine, state = training.engine, training.engine.state
     state.iteration, state.epoch = ours["engine"]["iteration"], ours["engine"]["epoch"]
     if ours["position"] is not None:
         state.epoch -= 1  # the loop is about to begin that epoch again
@@ -179,21 +203,13 @@ def restore_training(trainer: Trainer, training: Training, content: Mapping[str,
         training.batches_before_epoch = training.total_batches - training.batch_idx - 1
         if not training.has_length:
             state.epoch_length = training.batch_idx + 1
-    of_ranks = ours["ranks"]
-    of_rank = of_ranks[rank()] if len(of_ranks) == world_size() else of_ranks[0]
-    if of_rank["data"] is not None and len(of_ranks) == world_size():
-        training.data.load_state_dict(of_rank["data"])
-        if ours["position"] is None:  # the next epoch begins the data anew, with what its parts remember
-            training.data.iterator(state.dataloader, state.iteration)
-    training.generators = of_rank["generators"]
-    if len(of_ranks) == world_size():
-        training.results.load_state_dict(of_rank["results"])
-        _set_torchmetrics_states(trainer.lightning_module, of_rank["torchmetrics"])
 
 
 def _torchmetrics_of(module: Any) -> dict[str, Any]:
     """The metrics of torchmetrics among the parts of a module."""
-    return {name: part for name, part in module.named_modules() if hasattr(part, "_defaults") and hasattr(part, "compute")}
+    return {
+        name: part for name, part in module.named_modules() if hasattr(part, "_defaults") and hasattr(part, "compute")
+    }
 
 
 def _torchmetrics_states(module: Any) -> dict[str, Any]:
@@ -223,10 +239,10 @@ def _set_from_lightning(training: Training, content: Mapping[str, Any]) -> None:
     batches = training.num_batches
     training.engine.state.iteration = training.total_batches = int(epochs * batches) if batches != float("inf") else 0
     training.batches_stepped = steps
-    for optimizer, step in zip(training.optimizers, training.steps or [None] * len(training.optimizers), strict=True):
+    for optimizer in training.optimizers:
         optimizer.steps = steps
-        if step is not None:
-            step.steps = steps
+    for step in training.steps:
+        step.steps = steps
 
 
 def _loops(trainer: Trainer, training: Training) -> dict[str, Any]:

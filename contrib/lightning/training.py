@@ -89,6 +89,7 @@ class Training:
         self.manual: ManualOptimization | None = None
         self.optimizers = [LightningOptimizer(optimizer) for optimizer in configured.optimizers]
         self.steps: list[ModuleStep] = []
+        self._went_before: tuple[int, int] | None = None  # epochs and iterations of an earlier fit
         self._made_in_epoch = -1
         self._validated_at = -1
         self._last_validation = time.monotonic()
@@ -216,28 +217,10 @@ class Training:
     def _prepare_optimization(self) -> None:
         """Attach what makes the steps, clips and accumulates."""
         trainer, module, engine = self.trainer, self.module, self.engine
-        amp = trainer.precision_settings.amp
         for optimizer in self.optimizers:
             optimizer._module = module
         if not module.automatic_optimization:
-            if amp == "fp16":
-                self.scaler = torch.amp.GradScaler(trainer.strategy.root_device.type)
-            if amp is not None:
-                dtype = torch.float16 if amp == "fp16" else torch.bfloat16
-                context = torch.autocast(trainer.strategy.root_device.type, dtype=dtype)
-                TrainingStep.of(engine).forward_context = context
-            self.manual = ManualOptimization(self.hooks, engine, self.scaler)
-            for optimizer in self.optimizers:
-                optimizer.make_step = self.manual.make_step
-            for name, value in (
-                ("accumulate_grad_batches", trainer.accumulate_grad_batches > 1),
-                ("gradient_clip_val", trainer.gradient_clip_val),
-            ):
-                if value:
-                    raise ValueError(
-                        f"Trainer({name}=...) does nothing where the module makes its steps itself "
-                        "(automatic_optimization = False): do it there, by self.clip_gradients or every so many batches."
-                    )
+            self._prepare_steps_by_hand()
             return
         for index, optimizer in enumerate(self.optimizers):
             step = ModuleStep(trainer, self.hooks, optimizer, index)
@@ -248,6 +231,31 @@ class Training:
             return
         if trainer.accumulate_grad_batches > 1:
             engine.attach(GradientAccumulation(trainer.accumulate_grad_batches))
+        self._prepare_clipping()
+
+    def _prepare_steps_by_hand(self) -> None:
+        trainer, engine, amp = self.trainer, self.engine, self.trainer.precision_settings.amp
+        for name, value in (
+            ("accumulate_grad_batches", trainer.accumulate_grad_batches > 1),
+            ("gradient_clip_val", trainer.gradient_clip_val),
+        ):
+            if value:
+                raise ValueError(
+                    f"Trainer({name}=...) does nothing where the module makes its steps itself "
+                    "(automatic_optimization = False): do it there, by self.clip_gradients or every so many batches."
+                )
+        device = trainer.strategy.root_device.type
+        if amp == "fp16":
+            self.scaler = torch.amp.GradScaler(device)
+        if amp is not None:
+            dtype = torch.float16 if amp == "fp16" else torch.bfloat16
+            TrainingStep.of(engine).forward_context = torch.autocast(device, dtype=dtype)
+        self.manual = ManualOptimization(self.hooks, engine, self.scaler)
+        for optimizer in self.optimizers:
+            optimizer.make_step = self.manual.make_step
+
+    def _prepare_clipping(self) -> None:
+        trainer, module, engine = self.trainer, self.module, self.engine
         before_step = self.hooks.of("on_before_optimizer_step")
         if before_step:
 
@@ -354,6 +362,7 @@ class Training:
         if any(self._batch_start):
             subscribe(engine, Events.ITERATION_STARTED, self._begin_batch, Phase.USER)
         self._batch_end = hooks.of("on_train_batch_end")
+        self._outputs_are_read = any(map(_reads_outputs, (self.module, *trainer.callbacks)))
         # The list itself: StochasticWeightAveraging puts another schedule into it.
         self._step_schedules = self.configured.schedules if self.module.automatic_optimization else []
         subscribe(engine, Events.ITERATION_COMPLETED, self._finish_batch, Phase.MEASURE)
@@ -363,9 +372,8 @@ class Training:
 
     def go_on_after(self, before: Training) -> None:
         """Count on from an earlier fit of the same trainer."""
-        state = self.engine.state
-        state.epoch = self.epochs_completed = before.epochs_completed
-        state.iteration = before.engine.state.iteration
+        self.epochs_completed = before.epochs_completed
+        self._went_before = before.epochs_completed, before.engine.state.iteration
         self.batch_idx, self.batches_before_epoch = before.batch_idx, before.batches_before_epoch
         self.total_batches = before.total_batches
         self.batches_stepped = self.logging_step = before.batches_stepped
@@ -390,6 +398,9 @@ class Training:
         self.engine.run(self.loader, max_epochs=max_epochs, epoch_length=length)
 
     def _start(self, engine: Any) -> None:
+        if self._went_before is not None:  # a run begins with nothing, so this is the moment to say otherwise
+            engine.state.epoch, engine.state.iteration = self._went_before
+            engine._init_iter = 0
         self.trainer.restore_training(self)
         if self.trainer.can_stop():  # before it has begun, as where a resumed run has no time left
             engine.terminate()
@@ -456,32 +467,41 @@ class Training:
         self.batches_stepped += self._stepped
         is_last = state.epoch_length == self.batch_idx + 1
         if self._step_schedules:
-            if self._stepped:
-                step_schedules(self.trainer, self._step_schedules, "step", on_plateau=False)
-            if is_last:
-                step_schedules(self.trainer, self._step_schedules, "epoch", on_plateau=False)
-                self._epoch_schedules_stepped = True
+            self._step_schedules_of_batch(is_last=is_last)
         if self._batch_end:
             if is_last:
                 self.epoch_end = EpochEnd.BATCHES
-            outputs = _as_outputs(state.output, self.trainer.accumulate_grad_batches)
+            outputs = _as_outputs(state.output, self.trainer.accumulate_grad_batches if self._outputs_are_read else 1)
             for hook in self._batch_end:
                 hook(outputs, state.batch, self.batch_idx)
         if self._outputs is not None:
             self._outputs.append(_as_outputs(state.output))
-        if self._logs and self._stepped:
-            if self.batches_stepped % self._logs == 0 or self.trainer.should_stop:
-                metrics = self.results.metrics()
-                self.trainer.take_metrics(metrics)
-                self.trainer.log_to_loggers(metrics.logged)
-        if not is_last and self._is_time_to_validate():
-            self._validate()
+        if self._logs and self._stepped and (self.batches_stepped % self._logs == 0 or self.trainer.should_stop):
+            self._log_step()
         if not is_last:
+            if self._is_time_to_validate():
+                self._validate()
             self._end_batch()
+        if self._ends_by_steps or self.trainer.should_stop:
+            self._stop_if_due(engine)
+
+    def _stop_if_due(self, engine: Any) -> None:
         if self._ends_by_steps and self.trainer.global_step >= self.trainer.max_steps:
             engine.terminate_epoch()
         elif self.trainer.should_stop:
             self.trainer.stop_if_possible()
+
+    def _step_schedules_of_batch(self, *, is_last: bool) -> None:
+        if self._stepped:
+            step_schedules(self.trainer, self._step_schedules, "step", on_plateau=False)
+        if is_last:
+            step_schedules(self.trainer, self._step_schedules, "epoch", on_plateau=False)
+            self._epoch_schedules_stepped = True
+
+    def _log_step(self) -> None:
+        metrics = self.results.metrics()
+        self.trainer.take_metrics(metrics)
+        self.trainer.log_to_loggers(metrics.logged)
 
     def _end_batch(self) -> None:
         """What comes after the validation that a batch may end with."""
@@ -498,14 +518,8 @@ class Training:
                 step_schedules(trainer, self._step_schedules, "epoch", on_plateau=False)
         self.epoch_end = done
         self.logging_step = max(0, self.batches_stepped - 1)
-        ended_with_last_batch = self.is_last_batch
         if done < EpochEnd.VALIDATION:
-            if not self._skipped and self._is_time_to_validate(at_end=True):
-                self._validate()
-            self._skipped = False
-            if ended_with_last_batch:
-                self._end_batch()
-                self.logging_step = max(0, self.batches_stepped - 1)
+            self._end_last_batch()
             self.epoch_end = EpochEnd.VALIDATION
         if self.results.in_batches:
             trainer.take_metrics(self.results.metrics())
@@ -518,6 +532,23 @@ class Training:
             self._call_epoch_end()
         if self._step_schedules:
             step_schedules(trainer, self._step_schedules, "epoch", on_plateau=True)
+        self._close_epoch(engine.state)
+        ended_by_steps = self._ends_by_steps and trainer.global_step >= trainer.max_steps
+        if ended_by_steps or trainer.can_stop():
+            engine.terminate()
+
+    def _end_last_batch(self) -> None:
+        """The validation that an epoch ends with, and what comes after the validation of any batch."""
+        if not self._skipped and self._is_time_to_validate(at_end=True):
+            self._validate()
+        self._skipped = False
+        if self.is_last_batch:
+            self._end_batch()
+            self.logging_step = max(0, self.batches_stepped - 1)
+
+    def _close_epoch(self, state: Any) -> None:
+        """Log what the epoch came to, and count it."""
+        trainer = self.trainer
         self.results.close_epoch()
         metrics = self.results.metrics()
         trainer.take_metrics(metrics)
@@ -525,12 +556,8 @@ class Training:
         self.results.end_epoch()
         self.logging_step = self.batches_stepped
         self.epoch_end = None
-        self.epochs_completed = engine.state.epoch
+        self.epochs_completed = state.epoch
         trainer.hooks_after_epoch()
-        ended_by_steps = self._ends_by_steps and trainer.global_step >= trainer.max_steps
-        if ended_by_steps or trainer.can_stop():
-            engine.terminate()
-        state = engine.state
         if state.epoch < state.max_epochs and state.iteration >= (state.epoch_length or 0) * state.max_epochs:
             state.epoch_length = None  # epochs of different lengths: the engine must not count iterations
 
@@ -553,7 +580,7 @@ class Training:
         if not trainer.enable_validation or self._validated_at == self.total_batches:
             return False
         if trainer.val_check_seconds is not None:
-            return time.monotonic() - self._last_validation >= trainer.val_check_seconds
+            return bool(time.monotonic() - self._last_validation >= trainer.val_check_seconds)
         every_epochs = trainer.check_val_every_n_epoch
         if every_epochs is not None and (self.engine.state.epoch) % every_epochs:
             return False
@@ -576,6 +603,14 @@ class Training:
         trainer.validation.run()
         trainer.state.stage = stage
         self._last_validation = time.monotonic()
+
+
+def _reads_outputs(owner: Any) -> bool:
+    """Whether ``on_train_batch_end`` may look at the loss: of ours only ``SpikeDetection`` does."""
+    if not is_overridden("on_train_batch_end", owner):
+        return False
+    where = getattr(owner.on_train_batch_end, "__module__", "")
+    return not where.startswith(f"{__package__}.callbacks.") or where.endswith(".spike")
 
 
 def _as_outputs(output: Any, group_size: int = 1) -> Any:

@@ -50,7 +50,7 @@ class FitLoop:
         self.val_loop = trainer.validation
         self._batches_that_stepped = training.logging_step if training is not None else 0
         completed = trainer.current_epoch
-        begun = training.engine.state.epoch if training is not None else 0
+        begun = max(training.engine.state.epoch, completed) if training is not None else 0
         processed = begun if training is not None and training.epoch_end is not None else completed
         current = SimpleNamespace(ready=begun, started=begun, processed=processed, completed=completed)
         self.epoch_progress = SimpleNamespace(current=current, total=current)

@@ -25,7 +25,10 @@ def test_several_runs_and_files_share_a_picture(run: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["nowhere"], "nowhere has no metrics.csv: attach CSVLogger('nowhere') to the engine that trains."),
+        (
+            ["nowhere"],
+            "nowhere has no metrics.csv, metrics.jsonl or event file of TensorBoard: attach CSVLogger('nowhere')",
+        ),
         (["empty.csv"], "Nothing was logged in empty.csv, so there is nothing to draw."),
         (["run", "-o", "nowhere/curves.png"], "nowhere/curves.png: No such file or directory."),
         (["run", "-o", "curves.xyz"], "Format 'xyz' is not supported"),

@@ -14,6 +14,7 @@ import pytest
 import torch
 from ignite.metrics import MeanSquaredError
 from torch import nn
+from torch.utils.data import DataLoader
 
 from camshaft.engine import Engine, Events
 from camshaft.handlers import Evaluate, Metrics, ProgressBar
@@ -22,9 +23,9 @@ from camshaft.handlers import Evaluate, Metrics, ProgressBar
 class Terminal:
     """A real pseudo-terminal; ``screen()`` is what a person would see of it: the lines that are not empty."""
 
-    def __init__(self):
+    def __init__(self, columns=120):
         self._master, slave = pty.openpty()
-        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
         self.file = os.fdopen(slave, "w")
         self.written = ""
         self._listener = threading.Thread(target=self._listen, daemon=True)
@@ -213,6 +214,21 @@ class TestInATerminal:
 
         assert terminal.screen()[0].startswith("epoch 1/1 2/2 [00:00, ")
 
+    def test_the_rate_in_samples_is_that_of_iterations_times_their_samples(self, terminal):
+        engine = attach(Engine(lambda engine, batch: batch[0].mean()), ProgressBar(file=terminal.file))
+        engine.run([(torch.ones(50, 2), torch.ones(50))] * 4)
+
+        (line,) = terminal.screen()
+        assert re.search(r"it/s, [\d,]+ samples/s, loss=1\]$", line)
+
+    def test_a_terminal_that_does_not_know_its_width_shows_the_bar(self):
+        terminal = Terminal(columns=0)
+        attach(counting(), ProgressBar(file=terminal.file)).run([1, 2, 3], max_epochs=2)
+        lines = terminal.screen()
+        terminal.close()
+
+        assert [line[:17] for line in lines] == ["epoch 1/2 3/3 [00", "epoch 2/2 3/3 [00"]
+
 
 class TestInAFile:
     def test_each_epoch_is_one_line_without_control_characters(self, engine_class):
@@ -225,6 +241,14 @@ class TestInAFile:
         assert re.fullmatch(r"epoch  1/10: 3 iterations in 0\.\d s \([\d.e+]+ it/s\), loss=3, val_error=9", lines[0])
         assert re.fullmatch(r"epoch 10/10: 3 iterations in 0\.\d s \([\d.e+]+ it/s\), loss=3, val_error=9", lines[9])
         assert lines[10] == ""
+
+    def test_the_rate_in_samples_is_that_of_iterations_times_their_samples(self, engine_class):
+        output = io.StringIO()
+        loader = DataLoader(torch.ones(10, 2), batch_size=4)  # the last is smaller
+        attach(engine_class(lambda engine, batch: batch.mean()), ProgressBar(file=output)).run(loader)
+
+        iterations, samples = re.search(r"\(([\d.e+]+) it/s, ([\d,]+) samples/s\)", output.getvalue()).groups()
+        assert float(samples.replace(",", "")) == pytest.approx(4 * float(iterations), rel=0.01)
 
     def test_the_error_stream_is_where_it_goes_unless_told_otherwise(self, capsys):
         attach(counting(), ProgressBar()).run([1])

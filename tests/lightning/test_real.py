@@ -133,7 +133,9 @@ def test_it_may_override_the_step_of_its_optimizer(tmp_path):
 
 def test_callbacks_of_the_real_lightning_work(tmp_path):
     stopping = real.callbacks.EarlyStopping("val_loss", patience=1, mode="max")
-    monitor = real.callbacks.LambdaCallback(on_train_epoch_end=lambda trainer, module: seen.append(trainer.current_epoch))
+    monitor = real.callbacks.LambdaCallback(
+        on_train_epoch_end=lambda trainer, module: seen.append(trainer.current_epoch)
+    )
     seen: list[int] = []
     trainer = trainer_of(ours, tmp_path, stopping, monitor, max_epochs=9)
     trainer.fit(module_of(ours)(), DATA, DATA)

@@ -1,8 +1,6 @@
 """A fit that is cut off anywhere and gone on with by a new trainer ends in the same bits as one that was not."""
 
 import os
-import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -106,15 +104,25 @@ def fit(directory: Path, model: Model, *, resume: bool = False, workers: int = 0
     settings: dict[str, Any] = {"max_epochs": 3, "every_n_train_steps": 1, "stopping": False, **flags}
     every = settings.pop("every_n_train_steps")
     checkpoint = ModelCheckpoint(
-        directory, every_n_train_steps=every or None, save_last=True, save_top_k=0 if every else 1,
-        monitor=None if every else "train_loss", every_n_epochs=None if every else 1,
+        directory,
+        every_n_train_steps=every or None,
+        save_last=True,
+        save_top_k=0 if every else 1,
+        monitor=None if every else "train_loss",
+        every_n_epochs=None if every else 1,
     )
     callbacks = [rows, checkpoint]
     if settings.pop("stopping"):
         callbacks.append(EarlyStopping("val_loss", patience=1))
     trainer = pl.Trainer(
-        accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, enable_model_summary=False,
-        callbacks=callbacks, default_root_dir=directory, **settings,
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=callbacks,
+        default_root_dir=directory,
+        **settings,
     )
     if stream:
         train = DataLoader(Stream(), batch_size=4)
@@ -149,7 +157,12 @@ HOW: dict[str, dict[str, Any]] = {
     "limited": {"limit_train_batches": 7},
     "clipping": {"gradient_clip_val": 0.1},
 }
-CASES = [(where, how) for where in WHERE for how in HOW if how == "plain" or where in ("mid-epoch", "end of the epoch", "second epoch")]
+CASES = [
+    (where, how)
+    for where in WHERE
+    for how in HOW
+    if how == "plain" or where in ("mid-epoch", "end of the epoch", "second epoch")
+]
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +173,7 @@ def uninterrupted(tmp_path_factory):
     def get(how: str, **model: Any):
         if how not in known:
             module = Model(**model)
-            flags = HOW[how] if how in HOW else {}
+            flags = HOW.get(how, {})
             _, rows = fit(tmp_path_factory.mktemp("whole"), module, **({"stream": True} if how == "stream" else flags))
             known[how] = bits(module), rows
         return known[how]

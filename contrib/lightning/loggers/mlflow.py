@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import re
 import tempfile
 import time
 from argparse import Namespace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,12 +14,11 @@ from camshaft.contrib.lightning.loggers.hyperparameters import as_mapping, flatt
 from camshaft.contrib.lightning.loggers.logger import rank_zero_experiment
 from camshaft.contrib.lightning.loggers.service import ServiceLogger, client
 from camshaft.contrib.lightning.utilities.rank_zero import rank_zero_only
+from camshaft.contrib.loggers.mlflow import begin_run, connect, log_parameters, name_for
 
 __all__ = ["MLFlowLogger"]
 
 _STATUS = {"success": "FINISHED", "finished": "FINISHED", "failed": "FAILED"}
-_LONGEST_PARAMETER = 250  # characters; servers refuse longer ones
-_LARGEST_BATCH = 100  # parameters that a server takes at once
 
 
 class MLFlowLogger(ServiceLogger):
@@ -72,24 +69,14 @@ class MLFlowLogger(ServiceLogger):
         self._log_batch_kwargs = {} if synchronous is None else {"synchronous": synchronous}
 
     def _start(self) -> Any:
-        if self._tracking_uri.startswith("file:"):  # its newer versions refuse files unless they are told to take them
-            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
-        mlflow = client("mlflow", "mlflow", self)
-        mlflow.set_tracking_uri(self._tracking_uri)
-        service = mlflow.MlflowClient(self._tracking_uri)
+        service = connect(self._tracking_uri, self)
+        client("mlflow", "mlflow", self).set_tracking_uri(self._tracking_uri)
         if self._run_id is not None:
             self._experiment_id = service.get_run(self._run_id).info.experiment_id
-            return service
-        experiment = service.get_experiment_by_name(self._experiment_name)
-        if experiment is not None and experiment.lifecycle_stage != "deleted":
-            self._experiment_id = experiment.experiment_id
         else:
-            self._experiment_id = service.create_experiment(self._experiment_name, self._artifact_location)
-        resolve_tags = client("mlflow.tracking.context.registry", "mlflow", self).resolve_tags
-        tags = dict(self.tags or {})
-        if self._run_name is not None:
-            tags["mlflow.runName"] = self._run_name
-        self._run_id = service.create_run(self._experiment_id, tags=resolve_tags(tags)).info.run_id
+            self._experiment_id, self._run_id = begin_run(
+                service, self._experiment_name, self._run_name, self.tags, self._artifact_location
+            )
         return service
 
     @property
@@ -130,10 +117,8 @@ class MLFlowLogger(ServiceLogger):
         entity = client("mlflow.entities", "mlflow", self).Metric
         now = int(time.time() * 1000)
         before = f"{self._prefix}{self.LOGGER_JOIN_CHAR}" if self._prefix else ""
-        # MLflow takes no other characters in names.
-        names = {name: re.sub(r"[^a-zA-Z0-9_/. -]+", "", f"{before}{name}") for name in metrics}
         batch = [
-            entity(key=names[name], value=value, timestamp=now, step=step or 0)
+            entity(key=name_for(f"{before}{name}"), value=value, timestamp=now, step=step or 0)
             for name, value in metrics.items()
             if not isinstance(value, str)
         ]
@@ -141,17 +126,8 @@ class MLFlowLogger(ServiceLogger):
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        entity = client("mlflow.entities", "mlflow", self).Param
-        parameters = [
-            entity(key=name, value=str(value)[:_LONGEST_PARAMETER])
-            for name, value in flattened(as_mapping(params)).items()
-        ]
-        for first in range(0, len(parameters), _LARGEST_BATCH):
-            batch = parameters[first : first + _LARGEST_BATCH]
-            self._send(partial(self._log_parameters, batch=batch))
-
-    def _log_parameters(self, service: Any, batch: list[Any]) -> None:
-        service.log_batch(run_id=self._run_id, params=batch, **self._log_batch_kwargs)
+        flat = flattened(as_mapping(params))
+        self._send(lambda service: log_parameters(service, self._run_id, flat, **self._log_batch_kwargs))
 
     def _finish(self, status: str) -> None:
         self._send(lambda service: service.set_terminated(self._run_id, _STATUS.get(status, status)))

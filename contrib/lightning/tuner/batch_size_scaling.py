@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 from camshaft.contrib.lightning.combined_loader import CombinedLoader
 from camshaft.contrib.lightning.tuner.trial import trial
 from camshaft.contrib.lightning.utilities.exceptions import MisconfigurationException
-from camshaft.contrib.lightning.utilities.memory import garbage_collection_cuda, is_oom_error
+from camshaft.contrib.lightning.utilities.memory import garbage_collection_cuda
 from camshaft.contrib.lightning.utilities.parsing import holders_of, set_in_all
 from camshaft.contrib.lightning.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from camshaft.handlers.batch_size_finder import largest_that_fits
 
 if TYPE_CHECKING:
     from camshaft.contrib.lightning.trainer import Trainer
@@ -128,26 +129,13 @@ def largest(attempt: Callable[[int], float], first: int, *, max_trials: int, max
         >>> largest(attempt, 2, max_trials=25, max_val=8192, bisect=True)
         100
     """
-    size, succeeded, failed = min(first, max_val), 0, 0
-    error: BaseException | None = None
-    for _ in range(max_trials):
-        try:
-            samples = attempt(size)
-        except (RuntimeError, MemoryError) as raised:
-            if not is_oom_error(raised):
-                raise
-            rank_zero_info(f"Batch size {size} failed.")
-            error, failed = raised.with_traceback(None), size  # whose frames hold tensors
-        else:
-            succeeded = size
-            if size >= min(samples, max_val):
-                break
-        if failed and (failed - succeeded <= 1 or (succeeded and not bisect)):
-            break
-        size = (succeeded + failed) // 2 if failed else min(2 * size, max_val)
-    if not succeeded:
-        raise RuntimeError(f"scale_batch_size found no size that fits into memory, down to {failed}.") from error
-    return succeeded
+
+    def failed(size: int) -> None:
+        rank_zero_info(f"Batch size {size} failed.")
+
+    return largest_that_fits(
+        attempt, first, trials=max_trials, largest=max_val, bisect=bisect, failed=failed, who="scale_batch_size"
+    )
 
 
 def _check(mode: str, margin: float, init_val: int) -> None:

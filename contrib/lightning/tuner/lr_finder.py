@@ -6,13 +6,12 @@ import logging
 import math
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from camshaft.contrib.lightning.callbacks.callback import Callback
 from camshaft.contrib.lightning.tuner.trial import trial
 from camshaft.contrib.lightning.utilities.exceptions import MisconfigurationException
 from camshaft.contrib.lightning.utilities.parsing import holders_of, set_in_all
 from camshaft.contrib.lightning.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from camshaft.handlers.lr_finder import LearningRateCurve
 
 if TYPE_CHECKING:
     from camshaft.contrib.lightning.trainer import Trainer
@@ -25,7 +24,7 @@ _NAMES = ("lr", "learning_rate")
 _SMOOTHING = 0.98  # the share of the past in the mean of the losses
 
 
-class LRFinder:
+class LRFinder(LearningRateCurve):
     """What was found: the losses, and at which learning rates.
 
     Args:
@@ -55,7 +54,7 @@ class LRFinder:
         self.lr_min = lr_min
         self.lr_max = lr_max
         self.num_training = num_training
-        self.results: dict[str, list[float]] = {"lr": [], "loss": []}
+        super().__init__(logarithmic=mode == "exponential")
         self._optimal_idx: int | None = None
 
     def lr_at(self, step: int) -> float:
@@ -72,22 +71,16 @@ class LRFinder:
             skip_begin: how many points to leave out at the beginning, where the loss is not smooth yet.
             skip_end: how many to leave out at the end.
         """
-        last = len(self.results["loss"]) - skip_end
-        points = [index for index in range(skip_begin, last) if math.isfinite(self.results["loss"][index])]
-        self._optimal_idx = None
-        if len(points) < 2:
+        self._optimal_idx = self.steepest(skip_begin, skip_end, over_logarithm=False)
+        if self._optimal_idx is None:
             log.error(
                 "lr_find can suggest nothing: %d of the losses are left. Allow more steps, or give more data.",
-                len(points),
+                len(self.usable(skip_begin, skip_end)),
             )
             return None
-        losses = torch.tensor([self.results["loss"][index] for index in points])
-        rates = torch.tensor([self.results["lr"][index] for index in points])
-        (slopes,) = torch.gradient(losses, spacing=[rates])
-        self._optimal_idx = points[int(slopes.argmin())]
         return self.results["lr"][self._optimal_idx]
 
-    def plot(self, suggest: bool = False, show: bool = False, ax: Any = None) -> Any:
+    def plot(self, suggest: bool = False, show: bool = False, ax: Any = None) -> Any:  # type: ignore[override]
         """A picture of the losses over the learning rates.
 
         Args:
@@ -106,14 +99,7 @@ class LRFinder:
         except ImportError as error:
             raise ModuleNotFoundError("LRFinder.plot needs matplotlib: pip install matplotlib.") from error
         figure, ax = plt.subplots() if ax is None else (ax.figure, ax)
-        rates, losses = self.results["lr"], self.results["loss"]
-        ax.plot(rates, losses)
-        if self.mode == "exponential":
-            ax.set_xscale("log")
-        ax.set_xlabel("Learning rate")
-        ax.set_ylabel("Loss")
-        if suggest and self.suggestion() is not None and self._optimal_idx is not None:
-            ax.plot(rates[self._optimal_idx], losses[self._optimal_idx], markersize=10, marker="o", color="red")
+        self.draw(ax, self.suggestion() if suggest else None)
         if show:
             plt.show()
         return figure

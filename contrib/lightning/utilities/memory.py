@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from camshaft.engine.nested import rebuilt
+from camshaft.handlers.batch_size_finder import is_out_of_memory
 
 __all__ = ["garbage_collection_cuda", "is_oom_error", "recursive_detach"]
 
@@ -19,16 +20,7 @@ def is_oom_error(exception: BaseException) -> bool:
         >>> is_oom_error(torch.OutOfMemoryError("CUDA out of memory.")), is_oom_error(ValueError("out of luck"))
         (True, False)
     """
-    if isinstance(exception, torch.OutOfMemoryError | MemoryError):
-        return True
-    if not isinstance(exception, RuntimeError):
-        return False
-    text = str(exception)
-    return (
-        ("out of memory" in text and ("CUDA" in text or "MPS" in text or "XPU" in text))
-        or "can't allocate memory" in text  # DefaultCPUAllocator
-        or "cuDNN error: CUDNN_STATUS_NOT_SUPPORTED." in text  # as cuDNN says it for some sizes
-    )
+    return is_out_of_memory(exception)
 
 
 def garbage_collection_cuda() -> None:

@@ -1,0 +1,190 @@
+"""What is known of a run without reading its weights: its record, its newest checkpoint, and the best of its values."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import shlex
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from camshaft.curves import Curves, read_curves
+from camshaft.handlers.checkpoint_store import CheckpointStore
+from camshaft.handlers.direction import more_is_better
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+_MARKS = ("run.json", "metrics.csv", "metrics.jsonl")  # of the directory of a run
+_NOT_BEST = (
+    "learning_rate",
+    "gradient_norm",
+    "samples_per_second",
+    "seconds",
+)  # numbers of which no best is looked for
+
+
+class RunOverview(NamedTuple):
+    """A run in short.
+
+    Attributes:
+        directory: of the run.
+        record: what ``run.json`` holds; nothing where there is none.
+        status: ``running``, ``finished``, ``failed`` or ``stopped``.
+        epoch: the last that something was kept of, or None.
+        iteration: likewise.
+        seconds: how long it has trained, with what earlier processes did, or None.
+        best: the best value of each number that was logged.
+    """
+
+    directory: Path
+    record: dict[str, Any]
+    status: str
+    epoch: int | None
+    iteration: int | None
+    seconds: float | None
+    best: dict[str, float]
+
+    @property
+    def command(self) -> str:
+        """As one would type it, without the path of the interpreter."""
+        argv = [str(argument) for argument in self.record.get("argv", [])]
+        return shlex.join([Path(argv[0]).name, *argv[1:]]) if argv else ""
+
+
+def runs_in(directory: Path) -> list[RunOverview]:
+    """The runs in a directory and in those within it, in the order of their paths; ``directory`` may be one itself."""
+    found = []
+    for folder, folders, files in os.walk(directory):
+        if any(mark in files for mark in _MARKS) or Path(folder, "checkpoints").is_dir():
+            folders.clear()  # in a run there are no runs
+            found.append(overview_of(Path(folder)))
+        else:
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+    return found
+
+
+def overview_of(directory: Path) -> RunOverview:
+    """What is known of the run in a directory."""
+    record = _record_in(directory)
+    ended = record.get("ended", {})
+    checkpoints = CheckpointStore(directory / "checkpoints").list()
+    curves = _curves_of(directory)
+    if _is_running(directory, record):
+        status = "running"
+    elif checkpoints and checkpoints[-1].finished:
+        status = "finished"
+    else:
+        status = ended.get("status", "stopped")
+    newest = checkpoints[-1] if checkpoints else None
+    logged = max((curve[-1][0] for curve in curves.values() if curve), default=None)
+    iterations = [ended.get("iteration"), newest.iteration if newest else None, logged]
+    epochs = [ended.get("epoch"), newest.epoch if newest else None]
+    return RunOverview(
+        directory,
+        record,
+        status,
+        max((epoch for epoch in epochs if epoch is not None), default=None),
+        max((iteration for iteration in iterations if iteration is not None), default=None),
+        _seconds_of(directory, record, status),
+        best_values(curves),
+    )
+
+
+def best_values(curves: Curves) -> dict[str, float]:
+    """The best of each curve: of an accuracy and the like the largest value, else the smallest.
+
+    Example:
+        >>> best_values({"loss": [(1, 0.5), (2, 0.7)], "val_accuracy": [(2, 0.8), (4, 0.9)], "learning_rate": [(1, 1)]})
+        {'loss': 0.5, 'val_accuracy': 0.9}
+    """
+    best = {}
+    for name, curve in curves.items():
+        values = [value for _, value in curve if math.isfinite(value)]
+        if values and not any(part in name for part in _NOT_BEST):
+            best[name] = max(values) if more_is_better(name) else min(values)
+    return best
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as a person says them.
+
+    Example:
+        >>> [duration(seconds) for seconds in (None, 5.04, 75, 3700, 200000)]
+        ['', '5.0 s', '1 min 15 s', '1 h 1 min', '2 d 7 h']
+    """
+    if seconds is None:
+        return ""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    for long, short, in_seconds, in_short in (("min", "s", 60, 1), ("h", "min", 3600, 60), ("d", "h", 86400, 3600)):
+        if long == "d" or seconds < 24 * 3600 * (1 if long == "h" else 1 / 24):
+            whole, rest = divmod(seconds, in_seconds)
+            return f"{whole:.0f} {long} {rest // in_short:.0f} {short}"
+    raise AssertionError("the last unit takes whatever is left")
+
+
+def _record_in(directory: Path) -> dict[str, Any]:
+    try:
+        record = json.loads((directory / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _curves_of(directory: Path) -> Curves:
+    try:
+        return read_curves(directory)
+    except (OSError, ValueError):  # nothing was logged, or it is not ours
+        return {}
+
+
+def _is_running(directory: Path, record: dict[str, Any]) -> bool:
+    lock = directory / ".lock"
+    if fcntl is not None and lock.exists():
+        with lock.open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                return True
+        return False
+    return (
+        "pid" in record
+        and "ended" not in record
+        and record.get("hardware", {}).get("machine") == platform.node()
+        and _is_alive(int(record["pid"]))
+    )
+
+
+def _is_alive(process: int) -> bool:
+    if sys.platform == "win32":
+        return False  # there, the signal 0 is no question
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
+
+
+def _seconds_of(directory: Path, record: dict[str, Any], status: str) -> float | None:
+    if "started" not in record:
+        return None
+    if status == "running":
+        end = time.time()
+    elif "ended" in record:
+        end = datetime.fromisoformat(record["ended"]["at"]).timestamp()
+    else:  # when something was last kept of it
+        checkpoints = directory / "checkpoints"
+        kept = [directory / mark for mark in _MARKS] + [checkpoints, *checkpoints.glob("*")]
+        end = max((path.stat().st_mtime for path in kept if path.exists()), default=0.0)
+    since = datetime.fromisoformat(record["started"]).timestamp()
+    return float(record.get("seconds_before", 0.0)) + max(0.0, end - since)
