@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from camshaft.handlers.logger import Logger, Record, cannot_write, check_directory
+from camshaft.handlers.logger import Logger, Record, check_file, move_aside, write_to_disk
 
 __all__ = ["CSVLogger"]
 
@@ -55,11 +55,7 @@ class CSVLogger(Logger):
         self._columns: list[str] = []
 
     def check_destination(self) -> None:
-        check_directory(self.path.parent, self)
-        try:
-            self.path.open("a").close()
-        except OSError as error:
-            raise cannot_write(self.path, self, error) from None
+        check_file(self.path, self)
 
     def open(self, iteration: int) -> None:
         content = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
@@ -67,7 +63,7 @@ class CSVLogger(Logger):
         header, *lines = list(csv.reader(io.StringIO(whole, newline=""))) or [[]]
         if self.records_written is None:
             if lines and iteration == 0:
-                self._move_aside()
+                move_aside(self.path)
                 content, header, lines = "", [], []
             self._columns, self.records_written = header, len(lines)
         elif not lines:
@@ -109,18 +105,11 @@ class CSVLogger(Logger):
             os.fsync(file.fileno())
         beside.replace(self.path)
 
-    def _move_aside(self) -> None:
-        number = 1
-        while (older := self.path.with_name(f"{self.path.stem}.{number}.csv")).exists():
-            number += 1
-        self.path.rename(older)
-
     def state_dict(self) -> dict[str, Any]:
         """How many lines there are and which columns; they are on the disk before the checkpoint is."""
         state = {**super().state_dict(), "columns": list(self._columns)}
-        if self._writes and self.records_written and self.path.exists():
-            with self.path.open("rb") as file:
-                os.fsync(file.fileno())
+        if self._writes and self.records_written:
+            write_to_disk(self.path)
         return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ Listens to:
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 import weakref
@@ -375,6 +376,34 @@ def check_directory(directory: Path, logger: object) -> None:
             pass
     except OSError as error:
         raise cannot_write(directory, logger, error) from None
+
+
+def check_file(path: Path, logger: object) -> None:
+    """Make sure that ``path`` can be written, which may be there already.
+
+    Raises:
+        OSError: it cannot.
+    """
+    check_directory(path.parent, logger)
+    try:
+        path.open("a").close()
+    except OSError as error:
+        raise cannot_write(path, logger, error) from None
+
+
+def move_aside(path: Path) -> None:
+    """Rename the file of an earlier run: ``metrics.csv`` to ``metrics.1.csv``, or the next number that is free."""
+    number = 1
+    while (older := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
+        number += 1
+    path.rename(older)
+
+
+def write_to_disk(path: Path) -> None:
+    """Return when what was written to ``path``, if it is there, is on the disk."""
+    if path.exists():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
 
 
 def cannot_write(path: Path, logger: object, error: OSError) -> OSError:

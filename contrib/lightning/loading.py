@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import ast
 import csv
+import errno
 import inspect
 import pickle
 import re

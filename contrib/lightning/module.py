@@ -60,7 +60,7 @@ class LightningModule(HyperparametersMixin, nn.Module):
     _example_input_array: Any = None
     allow_zero_length_dataloader_with_multiple_devices = False
 
-    # ------------------------------------------------------------------------------------------------ what it is part of
+    # -------------------------------------------------------------------------------------------- what it is part of
 
     @property
     def trainer(self) -> Trainer:
@@ -437,7 +437,7 @@ class LightningModule(HyperparametersMixin, nn.Module):
     def toggle_optimizer(self, optimizer: Any) -> None:
         """Let only the parameters of one optimizer require gradients, until :meth:`untoggle_optimizer`."""
         own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        states = {}
+        states: dict[Any, bool] = {}
         for other in self.trainer.optimizers:
             for group in other.param_groups:
                 for parameter in group["params"]:

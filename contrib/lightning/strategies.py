@@ -235,7 +235,7 @@ class DDPStrategy(Strategy):
 
     strategy_name = "ddp"
     spreads = True
-    spread_steps = ("training_step",)  # those that go through what spreads the model
+    spread_steps: tuple[str, ...] = ("training_step",)  # those that go through what spreads the model
 
     def __init__(
         self,
@@ -331,7 +331,8 @@ class FSDPStrategy(DDPStrategy):
         return {name: whole(tensor) for name, tensor in super().model_state_dict().items()}
 
     def optimizer_state_dict(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        return _each_tensor(optimizer.state_dict(), whole)
+        state: dict[str, Any] = _each_tensor(optimizer.state_dict(), whole)
+        return state
 
     def load_optimizer_state_dict(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -367,7 +368,7 @@ class _Step(nn.Module):
         return getattr(self.module, name)(*args)
 
     @property
-    def training(self) -> bool:  # type: ignore[override]
+    def training(self) -> bool:
         """That of the module, which alone is put into evaluation mode."""
         module = self._modules.get("module") if "_modules" in self.__dict__ else None
         return True if module is None else module.training

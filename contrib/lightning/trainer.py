@@ -570,10 +570,9 @@ class Trainer(TrainerViews):
         assert hooks is not None
         train = Source(train_dataloaders, self.datamodule, module, "train_dataloader")
         val = Source(val_dataloaders, self.datamodule, module, "val_dataloader")
-        if not is_overridden("training_step", module):
-            raise ValueError(f"{type(module).__name__} cannot be trained: it has no training_step(batch, batch_idx).")
-        if not is_overridden("configure_optimizers", module):
-            raise ValueError(f"{type(module).__name__} cannot be trained: it has no configure_optimizers().")
+        for name in ("training_step", "configure_optimizers"):
+            if not is_overridden(name, module):
+                raise ValueError(f"{type(module).__name__} cannot be trained: it has no {name}().")
         before, self.training_loop, self._train_source = self.training_loop, None, train
         is_old = old_style.is_old(module)
         monitor = old_style.monitored_by_schedules(module)
@@ -590,14 +589,11 @@ class Trainer(TrainerViews):
         hooks.call("on_fit_start")
         self._log_hyperparameters(module)
         if is_old:
-            training.setup_data(train)
-            if self.validation.exists:
-                self.validation.setup_data()
-        self._check_sanity()
-        if not is_old:
-            training.setup_data(train)
-        if self.enable_validation:
-            self.validation.setup_data()
+            self._set_up_data(training, train)
+            self._check_sanity()
+        else:
+            self._check_sanity()
+            self._set_up_data(training, train)
         max_epochs = 10**9 if self.max_epochs == -1 else self.max_epochs
         if not training.is_done(max_epochs):
             _set_mode(module, train=is_old)
@@ -609,6 +605,11 @@ class Trainer(TrainerViews):
                 raise KeyboardInterrupt
             hooks.call("on_train_end")
         self._end_function(hooks, "on_fit_end")
+
+    def _set_up_data(self, training: Training, source: Source) -> None:
+        training.setup_data(source)
+        if self.enable_validation:
+            self.validation.setup_data()
 
     def _tune(self, model: Any, train_dataloaders: Any, val_dataloaders: Any, datamodule: Any) -> None:
         """What ``auto_lr_find`` and ``auto_scale_batch_size`` ask for, once."""
