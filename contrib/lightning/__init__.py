@@ -52,4 +52,6 @@ if not TYPE_CHECKING:  # a checker that saw a module's `__getattr__` would let e
     _load, __dir__ = lazy_names(__name__, _names)
 
     def __getattr__(name: str) -> Any:
+        if name == "pytorch":  # programs that `import lightning as L` say `L.pytorch`
+            return import_module(__name__)
         return import_module(f"{__name__}.{name}") if name in _packages else _load(name)

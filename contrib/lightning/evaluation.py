@@ -13,7 +13,7 @@ from camshaft.contrib.lightning import old_style
 from camshaft.contrib.lightning.data import Batches, Limited, Source, batches_to_evaluate, set_epoch
 from camshaft.contrib.lightning.hooks import Hooks, is_overridden
 from camshaft.contrib.lightning.results import Results, as_numbers
-from camshaft.contrib.lightning.states import RunningStage, TrainerFn
+from camshaft.contrib.lightning.trainer.states import RunningStage, TrainerFn
 from camshaft.engine.engine import Engine
 from camshaft.engine.events import Events
 from camshaft.engine.phases import Phase, subscribe

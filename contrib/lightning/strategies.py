@@ -20,7 +20,7 @@ from torch import nn
 
 from camshaft.contrib.lightning.data import in_order
 from camshaft.contrib.lightning.devices import root_device
-from camshaft.contrib.lightning.states import TrainerFn
+from camshaft.contrib.lightning.trainer.states import TrainerFn
 from camshaft.contrib.lightning.transfer import attach_transfer
 from camshaft.engine.distributed import broadcast, initialise, rank, world_size
 from camshaft.engine.sharded import sharded_like, whole

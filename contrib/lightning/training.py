@@ -27,7 +27,7 @@ from camshaft.contrib.lightning.hooks import Hooks, is_overridden, takes
 from camshaft.contrib.lightning.optimization import Configured, LightningOptimizer, ManualOptimization, ModuleStep
 from camshaft.contrib.lightning.results import Results
 from camshaft.contrib.lightning.schedules import step_schedules
-from camshaft.contrib.lightning.states import RunningStage
+from camshaft.contrib.lightning.trainer.states import RunningStage
 from camshaft.engine.engine import Engine
 from camshaft.engine.events import Events, StepEvents
 from camshaft.engine.generators import set_generator_states

@@ -11,7 +11,7 @@ import torch
 from camshaft.contrib.lightning.data import batches_to_train
 from camshaft.contrib.lightning.old_names import FormerNames
 from camshaft.contrib.lightning.schedules import LRSchedulerConfig
-from camshaft.contrib.lightning.states import RunningStage, TrainerFn, TrainerState, TrainerStatus
+from camshaft.contrib.lightning.trainer.states import RunningStage, TrainerFn, TrainerState, TrainerStatus
 from camshaft.engine.distributed import world_size
 from camshaft.engine.engine import Engine
 

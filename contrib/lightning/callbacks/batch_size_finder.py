@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from camshaft.contrib.lightning.callbacks.callback import Callback
-from camshaft.contrib.lightning.states import TrainerFn
+from camshaft.contrib.lightning.trainer.states import TrainerFn
 from camshaft.contrib.lightning.tuner.batch_size_scaling import find_batch_size
 from camshaft.contrib.lightning.utilities.exceptions import MisconfigurationException
 

@@ -12,7 +12,7 @@ import torch
 
 from camshaft.contrib.lightning.callbacks.callback import Callback
 from camshaft.contrib.lightning.callbacks.logging_moments import is_time_to_log, steps_before
-from camshaft.contrib.lightning.states import TrainerFn
+from camshaft.contrib.lightning.trainer.states import TrainerFn
 from camshaft.contrib.lightning.utilities.exceptions import MisconfigurationException
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from camshaft.contrib.lightning.callbacks.callback import Callback
 from camshaft.contrib.lightning.callbacks.monitored import mode_of
-from camshaft.contrib.lightning.states import TrainerFn
+from camshaft.contrib.lightning.trainer.states import TrainerFn
 from camshaft.contrib.lightning.utilities.rank_zero import rank_zero_warn
 
 if TYPE_CHECKING:

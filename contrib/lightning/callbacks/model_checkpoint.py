@@ -28,7 +28,7 @@ from camshaft.contrib.lightning.callbacks.checkpoint_directory import (
 )
 from camshaft.contrib.lightning.callbacks.checkpoint_name import filled_in, split_filepath
 from camshaft.contrib.lightning.callbacks.monitored import mode_of
-from camshaft.contrib.lightning.states import TrainerFn
+from camshaft.contrib.lightning.trainer.states import TrainerFn
 from camshaft.contrib.lightning.utilities.exceptions import MisconfigurationException
 from camshaft.contrib.lightning.utilities.rank_zero import WarningCache, rank_zero_info, rank_zero_warn
 from camshaft.engine.distributed import broadcast

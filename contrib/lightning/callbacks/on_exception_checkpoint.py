@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from camshaft.contrib.lightning.callbacks.checkpoint import Checkpoint
-from camshaft.contrib.lightning.states import TrainerFn
+from camshaft.contrib.lightning.trainer.states import TrainerFn
 
 if TYPE_CHECKING:
     from camshaft.contrib.lightning.module import LightningModule

@@ -19,8 +19,8 @@ from camshaft.contrib.lightning.callbacks.callback import Callback
 from camshaft.contrib.lightning.evaluation import arguments_of_step
 from camshaft.contrib.lightning.results import Results
 from camshaft.contrib.lightning.schedules import LRSchedulerConfig
-from camshaft.contrib.lightning.states import TrainerFn
 from camshaft.contrib.lightning.strategies import FSDPStrategy
+from camshaft.contrib.lightning.trainer.states import TrainerFn
 from camshaft.contrib.lightning.utilities.exceptions import MisconfigurationException
 from camshaft.contrib.lightning.utilities.rank_zero import rank_zero_warn
 

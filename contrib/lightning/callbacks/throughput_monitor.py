@@ -15,7 +15,7 @@ import torch
 
 from camshaft.contrib.lightning.callbacks.callback import Callback
 from camshaft.contrib.lightning.callbacks.logging_moments import is_time_to_log, steps_before
-from camshaft.contrib.lightning.states import RunningStage, TrainerFn
+from camshaft.contrib.lightning.trainer.states import RunningStage, TrainerFn
 
 if TYPE_CHECKING:
     from camshaft.contrib.lightning.module import LightningModule

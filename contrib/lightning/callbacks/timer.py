@@ -13,7 +13,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from camshaft.contrib.lightning.callbacks.callback import Callback
-from camshaft.contrib.lightning.states import RunningStage
+from camshaft.contrib.lightning.trainer.states import RunningStage
 from camshaft.contrib.lightning.utilities.exceptions import MisconfigurationException
 from camshaft.contrib.lightning.utilities.rank_zero import rank_zero_info
 

@@ -15,8 +15,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 
 from camshaft.contrib.lightning.callbacks.callback import Callback
 from camshaft.contrib.lightning.hooks import is_overridden
-from camshaft.contrib.lightning.states import TrainerFn
 from camshaft.contrib.lightning.strategies import FSDPStrategy
+from camshaft.contrib.lightning.trainer.states import TrainerFn
 from camshaft.contrib.lightning.utilities.exceptions import MisconfigurationException
 from camshaft.contrib.lightning.utilities.rank_zero import rank_zero_info, rank_zero_warn
 

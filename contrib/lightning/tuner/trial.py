@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from camshaft.contrib.lightning.evaluation import Evaluation
 from camshaft.contrib.lightning.loggers.logger import DummyLogger
 from camshaft.contrib.lightning.results import Results
-from camshaft.contrib.lightning.states import RunningStage, TrainerState
+from camshaft.contrib.lightning.trainer.states import RunningStage, TrainerState
 from camshaft.contrib.lightning.tuner.module_state import left_as_it_was
 from camshaft.contrib.lightning.utilities.seed import isolate_rng
 

@@ -30,8 +30,8 @@ from camshaft.contrib.lightning.precision import precision_of
 from camshaft.contrib.lightning.results import Metrics, Results, as_numbers, as_table
 from camshaft.contrib.lightning.schedules import check_schedulers
 from camshaft.contrib.lightning.snapshot import restore_callbacks, restore_module, restore_training, snapshot
-from camshaft.contrib.lightning.states import RunningStage, TrainerFn, TrainerState, TrainerStatus
 from camshaft.contrib.lightning.strategies import refuse, strategy_of
+from camshaft.contrib.lightning.trainer.states import RunningStage, TrainerFn, TrainerState, TrainerStatus
 from camshaft.contrib.lightning.training import Training
 from camshaft.contrib.lightning.utilities.seed import isolate_rng
 from camshaft.contrib.lightning.views import TrainerViews
