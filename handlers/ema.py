@@ -18,7 +18,6 @@ from typing import Any, Literal
 import torch
 from ignite.engine import Engine as IgniteEngine
 from torch import nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from camshaft.engine.events import Events, StepEvents
 from camshaft.engine.phases import Phase
@@ -96,7 +95,8 @@ class EMA(Handler):
         self.buffers = buffers
         self.updates = 0
         self._averages: dict[str, torch.Tensor] = {}
-        self._groups: list[tuple[list[torch.Tensor], list[torch.Tensor]]] = []  # averages and weights of one kind
+        # Averages and weights of one kind, and whether these need neither be converted nor looked for in their shards.
+        self._groups: list[tuple[list[torch.Tensor], list[torch.Tensor], bool]] = []
         self._module: nn.Module | None = None
         self._loaded: Mapping[str, Any] | None = None
         self._follows: tuple[OptimizerStep, ...] = ()  # those that train the model
@@ -132,7 +132,6 @@ class EMA(Handler):
         if self._by_iteration:
             self.update()
 
-    @torch.no_grad()
     def update(self) -> None:
         """Take the model's present weights into the averages."""
         if self._applied:
@@ -142,12 +141,16 @@ class EMA(Handler):
             )
         self._make_ready()
         decay = min(self.decay, self.updates / (self.updates + 1)) if self.warmup else self.decay
-        average = get_ema_multi_avg_fn(decay)
-        for averages, weights in self._groups:
-            ours, new = [part_here(one) for one in averages], [part_here(weight) for weight in weights]
-            average(ours, [weight.to(ours[0].dtype) for weight in new], None)
+        with torch.no_grad():
+            for averages, weights, as_they_are in self._groups:
+                if as_they_are:
+                    torch._foreach_lerp_(averages, weights, 1 - decay)
+                else:
+                    ours = [part_here(average) for average in averages]
+                    torch._foreach_lerp_(ours, [part_here(weight).to(ours[0].dtype) for weight in weights], 1 - decay)
         self.updates += 1
-        self._refresh_module()
+        if self._module is not None:
+            self._refresh_module()
 
     # ------------------------------------------------------------------------------------------------ the averages
 
@@ -164,8 +167,8 @@ class EMA(Handler):
         self._make_ready()
         reshard(self.model)
         with torch.no_grad():
-            weights = [part_here(weight) for _, group in self._groups for weight in group]
-            averages = [part_here(average) for group, _ in self._groups for average in group]
+            weights = [part_here(weight) for _, group, _ in self._groups for weight in group]
+            averages = [part_here(average) for group, _, _ in self._groups for average in group]
             own = [weight.detach().clone() for weight in weights]
             torch._foreach_copy_(weights, averages)
         self._applied += 1
@@ -237,7 +240,10 @@ class EMA(Handler):
             averages_of_kind, weights_of_kind = groups.setdefault((weight.device, weight.dtype), ([], []))
             averages_of_kind.append(average)
             weights_of_kind.append(weight)
-        self._groups = list(groups.values())
+        self._groups = [
+            (averages, weights, weights[0].dtype == averages[0].dtype and not any(map(is_sharded, weights)))
+            for averages, weights in groups.values()
+        ]
         self._refresh_module()
 
     def _weights(self) -> dict[str, torch.Tensor]:

@@ -52,6 +52,55 @@ class TestTheMathematics:
         assert_equal_bits(model, by_hand)
         assert engine.state.optimizer_step == 14
 
+    def test_the_bits_are_the_same_where_torch_offers_no_way_straight_to_its_engine(self, engine_of, monkeypatch):
+        weights = []
+        for straight in (True, False):
+            if not straight:
+                monkeypatch.setattr("camshaft.handlers.optimizer_step._run_backward", None)
+            model = make_model()
+            torch.manual_seed(3)
+            engine_of(loss_step(model), OptimizerStep(torch.optim.AdamW(model.parameters()))).run(make_data())
+            weights.append(model)
+        assert_equal_bits(*weights)
+
+    def test_a_loss_of_another_kind_of_tensor_goes_backward_its_own_way(self, engine_of):
+        backwards = []
+
+        class Loss(torch.Tensor):
+            def backward(self, *arguments, **keywords):
+                backwards.append(type(self))
+                super().backward(*arguments, **keywords)
+
+        by_hand, model = make_model().eval(), make_model().eval()
+        engine_of(loss_step(by_hand), OptimizerStep(torch.optim.SGD(by_hand.parameters(), lr=0.1))).run(make_data())
+        step = loss_step(model)
+        engine = engine_of(
+            lambda engine, batch: step(engine, batch).as_subclass(Loss),
+            OptimizerStep(torch.optim.SGD(model.parameters(), lr=0.1)),
+        )
+        engine.run(make_data())
+        assert backwards == [Loss] * 7
+        assert_equal_bits(model, by_hand)
+
+    def test_an_optimizer_clears_gradients_its_own_way_if_it_has_one(self, engine_of):
+        class Counting(torch.optim.SGD):
+            cleared = 0
+
+            def zero_grad(self, set_to_none=True):
+                self.cleared += 1
+                super().zero_grad(set_to_none)
+
+        model = make_model()
+        optimizer = Counting(model.parameters(), lr=0.1)
+        engine_of(loss_step(model), OptimizerStep(optimizer)).run(make_data())
+        assert optimizer.cleared == 1 + 7  # when the run starts, and after each step
+        assert all(parameter.grad is None for parameter in model.parameters())
+
+    def test_no_gradients_are_left_after_a_step(self, engine_of):
+        model = make_model()
+        engine_of(loss_step(model), OptimizerStep(torch.optim.SGD(model.parameters(), lr=0.1))).run(make_data())
+        assert all(parameter.grad is None for parameter in model.parameters())
+
     def test_several_optimizers_step_for_one_loss(self, engine_of):
         by_hand, model = make_model(), make_model()
 

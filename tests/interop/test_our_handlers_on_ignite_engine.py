@@ -22,28 +22,42 @@ from camshaft.engine import Engine, Events, Phase
 from camshaft.handlers import (
     AMP,
     EMA,
+    BatchSizeFinder,
     Checkpoint,
+    Compile,
     CSVLogger,
+    CUDAGraph,
     DataParallel,
     Device,
     DistributedSampling,
     EarlyStopping,
     Evaluate,
+    FastDevRun,
     FullySharded,
     GradientAccumulation,
     GradientClipping,
+    GradientMonitor,
     Handler,
+    JSONLinesLogger,
+    LivePlot,
     Logger,
+    LRFinder,
     LRScheduler,
     Metrics,
     On,
     OptimizerStep,
+    Overfit,
     Preemption,
+    Prefetch,
+    Profiler,
     ProgressBar,
+    RichProgress,
     RunRecord,
+    SanityCheck,
     TensorBoardLogger,
     TerminateOnNaN,
     TimeLimit,
+    Trace,
 )
 from tests.interop.test_ignite_handlers_on_our_engine import scalars_in
 from tests.interop.training import batches
@@ -280,6 +294,106 @@ def test_time_limit_ends_a_run(training) -> None:
     assert training.run().iteration == 3
 
 
+@row("camshaft", "GradientMonitor")
+def test_gradient_monitor_measures_each_layer_or_asks_for_an_optimizer_step(training, column, refused) -> None:
+    if column == "supervised":
+        refused(GradientMonitor())
+    else:
+        assert float(training.attach(GradientMonitor()).run().metrics["gradient_norm/model"]) > 0
+
+
+@row("camshaft", "SanityCheck")
+def test_sanity_check_tries_validation_out_before_training(training) -> None:
+    seen: list[int] = []
+    training.evaluator.add_event_handler(
+        Events.ITERATION_COMPLETED, lambda: seen.append(training.trainer.state.iteration)
+    )
+    training.attach(Evaluate(training.evaluator, batches(), epoch_length=1), SanityCheck()).run()
+    assert seen == [0, 6]
+
+
+@row("camshaft", "Overfit")
+def test_overfit_trains_on_the_same_batch(training) -> None:
+    seen: list[Any] = []
+    training.trainer.add_event_handler(Events.ITERATION_STARTED, lambda engine: seen.append(engine.state.batch[0]))
+    training.attach(Overfit()).run(3)
+    assert len(seen) == 3
+    assert all(torch.equal(batch, seen[0]) for batch in seen)
+
+
+@row("camshaft", "FastDevRun")
+def test_fast_dev_run_trains_on_one_batch_and_writes_nothing(training, tmp_path) -> None:
+    training.attach(CSVLogger(tmp_path / "log.csv"), FastDevRun())
+    assert training.run(5).iteration == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@row("camshaft", "LRFinder")
+def test_lr_finder_leaves_the_model_as_it_was(training) -> None:
+    weight = training.model.weight.detach().clone()
+    curve = LRFinder(steps=20, max_lr=0.1).run(training.trainer, batches())
+    assert curve.suggestion() is not None
+    assert torch.equal(training.model.weight, weight)
+
+
+@row("camshaft", "BatchSizeFinder")
+def test_batch_size_finder_tries_sizes_out(training) -> None:
+    def data(size: int) -> list[Any]:
+        return [(torch.ones(size, 4), torch.zeros(size, dtype=torch.long))]
+
+    assert BatchSizeFinder(largest=16).run(training.trainer, data) == 16
+    assert training.trainer.state.iteration == 0
+
+
+@row("camshaft", "Trace")
+def test_trace_tells_what_happens_or_asks_for_our_engine(training, column, record_property) -> None:
+    lines = io.StringIO()
+    if column == "camshaft":
+        training.attach(Trace(file=lines)).run()
+        assert "OPTIMIZER_STEP_STARTED" in lines.getvalue()
+    else:
+        with pytest.raises(ValueError, match="Import Engine from camshaft") as error:
+            training.attach(Trace(file=lines))
+        record_property("refused", str(error.value))
+
+
+@row("camshaft", "Prefetch")
+def test_prefetch_loads_the_same_batches_ahead(column) -> None:
+    def run(*handlers: Any) -> Training:
+        training = Training(column)
+        training.attach(*handlers).run(3)
+        return training
+
+    ahead, on_time = run(Prefetch()), run()
+    assert ahead.trainer.state.iteration == on_time.trainer.state.iteration == 18
+    assert torch.equal(ahead.model.weight, on_time.model.weight)
+
+
+# ------------------------------------------------------------------------------------------------------------ speed
+
+
+@row("camshaft", "Compile")
+def test_compile_compiles_the_model_that_the_step_calls(training) -> None:
+    compiling = Compile(backend="eager")
+    training.attach(compiling).run()
+    assert compiling.graphs == 1
+    torch.testing.assert_close(training.model.weight.detach(), weights_of_a_loop())
+
+
+@row("camshaft", "CUDAGraph")
+@with_optimizer_step
+def test_cuda_graph_refuses_to_record_on_the_cpu(training) -> None:
+    with pytest.raises(ValueError, match="the engine computes on cpu"):
+        training.attach(CUDAGraph()).run()
+
+
+@row("camshaft", "CUDAGraph")
+@on_their_own_backward
+def test_cuda_graph_needs_to_own_the_backward(refused, monkeypatch) -> None:
+    monkeypatch.setattr("camshaft.handlers.cuda_graph.DEVICES", ("cpu", "cuda"))
+    refused(CUDAGraph())
+
+
 # --------------------------------------------------------------------------------------------------- telling, keeping
 
 
@@ -291,6 +405,15 @@ def test_csv_logger_writes_the_loss_and_the_learning_rate(training, tmp_path) ->
         lines = list(csv.DictReader(file))
     assert [int(line["iteration"]) for line in lines] == [2, 4, 6]
     assert all(float(line["loss"]) > 0 and float(line["learning_rate"]) == 0.1 for line in lines)
+
+
+@row("camshaft", "JSONLinesLogger")
+def test_json_lines_logger_writes_the_loss_and_the_learning_rate(training, tmp_path) -> None:
+    logger = JSONLinesLogger(tmp_path, every=2)
+    training.attach(logger).run()
+    lines = [json.loads(line) for line in logger.path.read_text().splitlines()]
+    assert [line["iteration"] for line in lines] == [2, 4, 6]
+    assert all(line["loss"] > 0 and line["learning_rate"] == 0.1 for line in lines)
 
 
 @row("camshaft", "TensorBoardLogger")
@@ -308,6 +431,32 @@ def test_progress_bar_shows_each_epoch_and_its_loss(training) -> None:
     first, second = shown.getvalue().splitlines()
     assert first.startswith("epoch 1/2: 6 iterations")
     assert "loss=" in second
+
+
+@row("camshaft", "Profiler")
+def test_profiler_tells_where_the_time_went(training, tmp_path, capsys) -> None:
+    profiler = Profiler(tmp_path, wait=1, warmup=1, active=2)
+    training.attach(profiler).run()
+    assert [path.name for path in tmp_path.iterdir()] == ["iterations=3-4.json"]
+    assert min(profiler.shares[part] for part in ("data loading", "backward", "optimizer step", "step")) > 0
+    assert "iterations 3 to 4" in capsys.readouterr().out
+
+
+@row("camshaft", "RichProgress")
+def test_rich_progress_shows_each_epoch_and_its_loss(training) -> None:
+    shown = io.StringIO()
+    training.attach(RichProgress(file=shown)).run(max_epochs=2)
+    first, second = shown.getvalue().splitlines()
+    assert first.startswith("epoch 1/2: 6 iterations")
+    assert "loss=" in second
+
+
+@row("camshaft", "LivePlot")
+def test_live_plot_draws_each_epoch(training) -> None:
+    figures: list[Any] = []
+    training.attach(LivePlot(every=2, show=figures.append)).run(max_epochs=2)
+    assert [panel.get_ylabel() for panel in figures[-1].axes] == ["loss", "learning rate"]
+    assert len(figures) == 2
 
 
 @row("camshaft", "RunRecord")

@@ -548,7 +548,7 @@ def test_overfit_pct_takes_a_share_of_all_data():
 
 
 def test_overfit_pct_of_too_few_batches_is_an_error_rather_than_no_training():
-    with pytest.raises(ValueError, match=r"0\.1 of 4 batches is none at all"):
+    with pytest.raises(ValueError, match=r"0\.1 of 4 batches is none"):
         pl.Trainer(max_epochs=1, overfit_pct=0.1, **QUIET).fit(Classifier())
 
 
