@@ -13,6 +13,15 @@ __all__ = ["Hooks", "is_overridden", "takes"]
 
 # Where the hooks that do nothing, or the usual thing, are defined: ours, and those of the real Lightning, whose modules
 # and callbacks are taken as well.
+_CLASSES = {
+    "Callback",
+    "Checkpoint",
+    "CheckpointHooks",
+    "DataHooks",
+    "LightningDataModule",
+    "LightningModule",
+    "ModelHooks",
+}
 _DEFAULTS = {
     f"{package}.{module}"
     for package in ("lightning.pytorch", "pytorch_lightning")
@@ -41,7 +50,8 @@ def is_overridden(name: str, owner: Any) -> bool:
     if not callable(hook):
         return False
     function = inspect.unwrap(hook.func if isinstance(hook, functools.partial) else hook)
-    return getattr(function, "__module__", None) not in _DEFAULTS
+    is_default = getattr(function, "__module__", None) in _DEFAULTS
+    return not (is_default and function.__qualname__.partition(".")[0] in _CLASSES)
 
 
 def takes(function: Callable[..., Any], name: str) -> bool:

@@ -527,8 +527,8 @@ class LightningModule(HyperparametersMixin, nn.Module):
             prog_bar: show them in the progress bar.
             how: :meth:`log`'s other arguments.
         """
-        items = dictionary.items(keep_base=False) if hasattr(dictionary, "keep_base") else dictionary.items()
-        for name, value in items:
+        metrics: Any = dictionary
+        for name, value in metrics.items(keep_base=False) if hasattr(metrics, "keep_base") else metrics.items():
             self.log(name, value, prog_bar, **how)
 
     def print(self, *args: Any, **kwargs: Any) -> None:

@@ -267,7 +267,10 @@ class Trainer(TrainerViews):
             [] if callbacks is None else callbacks if isinstance(callbacks, (list, tuple)) else [callbacks]
         )
         for callback in given_callbacks:
-            (self.handlers if isinstance(callback, Handler) else self.callbacks).append(callback)
+            if isinstance(callback, Handler):
+                self.handlers.append(callback)
+            else:
+                self.callbacks.append(callback)
         chosen = list(self.callbacks)
         self.callbacks = with_defaults(
             chosen,
@@ -671,7 +674,7 @@ class Trainer(TrainerViews):
             loop.connect(source, hooks, old_style.epoch_end_of(module, name, lambda: loop.results))
             self._log_hyperparameters(module)
             self._forget_metrics()
-            results = loop.run()
+            results: list[dict[str, Any]] = loop.run()
             self._end_function(hooks)
         if verbose and self.is_global_zero:
             sys.stdout.write(as_table(results, str(fn)))
