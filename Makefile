@@ -2,11 +2,12 @@
 # first, and again whenever setup.cfg or constraints.txt has changed.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test interop test-ignite-range check clean
+.PHONY: help demo test interop test-ignite-range bench check clean
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 INTEROP := .venv-interop
+BENCH := .venv-bench
 
 # The first of these that runs; only looked for when there is something to set up.
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
@@ -27,9 +28,14 @@ test: $(INSTALLED) ## run all tests; options: make test ARGS='-k packaging'
 
 interop: $(INTEROP)/.installed ## print which handler, Ignite's and ours, was tested on which engine, and how it went
 	$(INTEROP)/bin/python -P -m pytest -n $(WORKERS) --matrix tests/interop $(ARGS)
+# Not on several processes: each of them would run every vendor's client.
+	$(INTEROP)/bin/python -P -m pytest tests/contrib/loggers
 
 test-ignite-range: $(INSTALLED) ## run the tests on the oldest and the newest Ignite that setup.cfg admits
 	WORKERS=$(WORKERS) .ci/test-ignite-range $(ARGS)
+
+bench: $(BENCH)/.installed ## measure beside the peers and write benchmarks/RESULTS.md; options: make bench ARGS='--quick scaling'
+	$(BENCH)/bin/python benchmarks/run_all.py $(ARGS)
 
 check: $(INSTALLED) ## check style, types and the examples in docstrings
 	$(BIN)/ruff check
@@ -66,4 +72,14 @@ $(INTEROP)/.installed: $(INSTALLED) tests/interop/requirements.txt
 	@echo 'setuptools<81' > $(INTEROP)/build-constraints.txt
 	@$(BIN)/python -m pip --python $(INTEROP)/bin/python install --quiet --no-deps \
 		--build-constraint $(INTEROP)/build-constraints.txt --requirement tests/interop/requirements.txt
+	@touch $@
+
+# On top of .venv as well: the peers use the same torch, and torchtnt wants an older setuptools.
+$(BENCH)/.installed: $(INSTALLED) benchmarks/requirements.txt
+	@echo "Installing the peers into $(BENCH) (the first time this takes a minute) …"
+	@$(BIN)/python -m venv --clear --without-pip $(BENCH)
+	@below=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
+	above=$$($(BENCH)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
+	echo "import site; site.addsitedir('$$below')" > "$$above/on_top_of_venv.pth"
+	@$(BIN)/python -m pip --python $(BENCH)/bin/python install --quiet --no-deps --requirement benchmarks/requirements.txt
 	@touch $@

@@ -1,4 +1,4 @@
-"""How long it takes from starting Python to the end of the first optimizer step: a bare loop, Camshaft, Ignite.
+"""How long it takes from starting Python to the end of the first optimizer step: a bare loop, Camshaft, and peers.
 
 Each round starts every program once in a fresh process, in an order that changes from round to round, so that what
 the machine does meanwhile falls on all alike. A ratio is the median of the rounds' own ratios.
@@ -7,9 +7,11 @@ the machine does meanwhile falls on all alike. A ratio is the median of the roun
 """
 
 import argparse
+import contextlib
 import subprocess
 import sys
 import tempfile
+from importlib import metadata
 from statistics import median
 from time import monotonic_ns
 
@@ -59,6 +61,35 @@ trainer = Engine(step)
 trainer.run(data)
 """
 
+LIGHTNING = """
+import logging, warnings
+logging.disable(logging.CRITICAL)
+warnings.simplefilter("ignore")
+import lightning.pytorch as pl
+
+class Module(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.model = model
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        return F.cross_entropy(self.model(x), y)
+
+    def configure_optimizers(self):
+        return optimizer
+
+class Data:
+    def __iter__(self):
+        return iter(data)
+
+    def __len__(self):
+        return len(data)
+
+off = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+pl.Trainer(max_epochs=1, accelerator="cpu", **off).fit(Module(), Data())
+"""
+
 # Linux's and macOS's monotonic clock is one for all processes.
 SAY_WHEN = """
 from time import monotonic_ns
@@ -70,6 +101,9 @@ PROGRAMS = {
     "Camshaft": MODEL + CAMSHAFT + SAY_WHEN,
     "Ignite": MODEL + IGNITE + SAY_WHEN,
 }
+with contextlib.suppress(metadata.PackageNotFoundError):
+    metadata.version("lightning")
+    PROGRAMS["Lightning"] = MODEL + LIGHTNING + SAY_WHEN
 
 
 def seconds_to_first_step(program: str) -> float:
