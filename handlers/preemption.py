@@ -7,7 +7,8 @@ Listens to:
 - EPOCH_COMPLETED in DECIDE: the same, of several processes, after the validation.
 - what each ``Evaluate`` listens to in MEASURE, and STARTED of its evaluator in CHECK: lets ``Checkpoint`` note how it
   was before. ITERATION_COMPLETED of the evaluator in DECIDE: leaves a validation that is under way.
-- EXCEPTION_RAISED in DECIDE: saves after that. COMPLETED and EXCEPTION_RAISED in SAVE: gives the signals back.
+- EXCEPTION_RAISED in DECIDE: saves after that. COMPLETED and EXCEPTION_RAISED in SAVE, and TERMINATE of a run that ends
+  without COMPLETED: gives the signals back.
 """
 
 from __future__ import annotations
@@ -78,6 +79,7 @@ class Preemption(Handler):
         On(Events.INTERRUPT, Phase.SAVE, "save_and_leave"),
         On(Events.EXCEPTION_RAISED, Phase.DECIDE, "save_after_validation_was_left"),
         On(Events.COMPLETED, Phase.SAVE, "give_signals_back"),
+        On(Events.TERMINATE, Phase.SAVE, "give_signals_back_if_over"),
         On(Events.EXCEPTION_RAISED, Phase.SAVE, "give_signals_back_at_error"),
     )
 
@@ -125,6 +127,11 @@ class Preemption(Handler):
             signal.signal(number, before)
         self._before.clear()
         self._engine = None
+
+    def give_signals_back_if_over(self, engine: Any) -> None:
+        """The same when the run ends without COMPLETED, such as one that was finished before."""
+        if engine.should_terminate == "skip_completed":
+            self.give_signals_back()
 
     def give_signals_back_at_error(self, engine: IgniteEngine, error: BaseException) -> None:
         """The same when the run ends by an error."""

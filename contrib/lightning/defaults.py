@@ -9,7 +9,7 @@ from typing import Any
 from camshaft.handlers.handler import Handler
 from camshaft.handlers.logger import Logger as LoggingHandler
 
-__all__ = ["loggers_of", "monitors", "profiler_of", "saves", "show_infos", "with_defaults"]
+__all__ = ["loggers_of", "monitors", "profiler_of", "saves", "show_infos", "silent", "with_defaults"]
 
 
 def with_defaults(
@@ -96,6 +96,11 @@ def loggers_of(logger: Any, directory: Path, *, is_dry: bool = False) -> tuple[l
     given = list(logger) if isinstance(logger, (list, tuple)) else [logger]
     handlers: list[Handler] = [one for one in given if isinstance(one, LoggingHandler)]
     return [one for one in given if not isinstance(one, LoggingHandler)], handlers
+
+
+silent = logging.getLogger("camshaft.contrib.lightning.engine")
+silent.setLevel(logging.CRITICAL + 1)
+"""The logger of a Trainer's engines; that of other engines is one for all of them."""
 
 
 def show_infos() -> None:

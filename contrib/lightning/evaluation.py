@@ -11,6 +11,7 @@ import torch
 
 from camshaft.contrib.lightning import old_style
 from camshaft.contrib.lightning.data import Batches, Limited, Source, batches_to_evaluate, set_epoch
+from camshaft.contrib.lightning.defaults import silent
 from camshaft.contrib.lightning.hooks import Hooks, is_overridden
 from camshaft.contrib.lightning.results import Results, as_numbers
 from camshaft.contrib.lightning.trainer.states import RunningStage, TrainerFn
@@ -75,7 +76,7 @@ class Evaluation:
         self._batch_start = hooks.of(f"on_{name}_batch_start")
         self._batch_end = hooks.of(f"on_{name}_batch_end")
         self.engine = Engine(self._run_step)
-        self.engine.logger.addFilter(lambda record: False)  # what is raised is told once, by who catches it
+        self.engine.logger = silent  # what is raised is told once, by who catches it
         self.trainer.strategy.prepare_engine(self.engine, self)
         if self._batch_start:
             subscribe(self.engine, Events.ITERATION_STARTED, self._start_batch, Phase.USER)

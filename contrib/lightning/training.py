@@ -22,7 +22,7 @@ import torch
 
 from camshaft.contrib.lightning import old_style
 from camshaft.contrib.lightning.data import LookingAhead, Source, batches_in, batches_to_train, set_epoch
-from camshaft.contrib.lightning.defaults import monitors
+from camshaft.contrib.lightning.defaults import monitors, silent
 from camshaft.contrib.lightning.hooks import Hooks, is_overridden, takes
 from camshaft.contrib.lightning.optimization import Configured, LightningOptimizer, ManualOptimization, ModuleStep
 from camshaft.contrib.lightning.results import Results
@@ -97,7 +97,7 @@ class Training:
         self._stepped = True
         self._outputs: list[Any] | None = None
         self.engine = Engine(self._step_function())
-        self.engine.logger.addFilter(lambda record: False)  # what is raised is told once, by who catches it
+        self.engine.logger = silent  # what is raised is told once, by who catches it
         self.data = ResumableData(self.engine)
         trainer.strategy.prepare_engine(self.engine)
         self._prepare_optimization()

@@ -246,6 +246,13 @@ def test_workers_that_get_the_signal_as_well_do_not_break_the_iteration(tmp_path
     assert_same_end(program_with(num_workers=2), tmp_path / "run", num_workers=2)
 
 
+def test_a_run_that_was_finished_before_gives_the_signals_back(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    for _ in range(2):
+        run(program_with(), tmp_path / "run")
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 class TestInANotebook:
     def test_the_run_pauses_and_goes_on(self, tmp_path):
         def start_twice(directory):
@@ -269,11 +276,12 @@ class TestInANotebook:
 
     def test_a_prompt_is_one_too(self, tmp_path, monkeypatch):
         monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
-        monkeypatch.delattr(sys.modules["__main__"], "__file__")
+        monkeypatch.delattr(sys.modules["__main__"], "__file__", raising=False)  # xdist's processes have none anyway
         assert status_of(run, program_with(in_step=Signals(9)), tmp_path / "run") == 0
 
     def test_a_script_that_had_opened_a_prompt_is_none(self, tmp_path, monkeypatch):
         monkeypatch.setattr(sys, "ps1", "In : ", raising=False)  # which IPython.embed() leaves behind
+        monkeypatch.setattr(sys.modules["__main__"], "__file__", "train.py", raising=False)
         assert status_of(run, program_with(in_step=Signals(9)), tmp_path / "run") == 75
 
 
