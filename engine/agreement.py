@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import weakref
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import torch
 import torch.distributed as dist
 from ignite.engine import Engine as IgniteEngine
 
-from camshaft.engine.distributed import TIMEOUT_VARIABLE, let_go_at_exit, rank, world_size
+from camshaft.engine.distributed import TIMEOUT_VARIABLE, rank, world_size
 from camshaft.engine.events import Events
 from camshaft.engine.phases import Phase, subscribe
 
@@ -213,7 +214,7 @@ def gather_on_first(value: Any) -> list[Any] | None:
 
 
 _groups: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()  # beside each group of all processes
-let_go_at_exit(_groups.clear)
+atexit.register(_groups.clear)  # the threads of a group that outlives the interpreter make the process abort
 
 
 def _group() -> Any:

@@ -7,7 +7,7 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -23,7 +23,6 @@ __all__ = [
     "from_slurm",
     "gather",
     "initialise",
-    "let_go_at_exit",
     "rank",
     "world_size",
 ]
@@ -148,20 +147,6 @@ def finalise() -> None:
         idist.sync()
 
 
-def let_go_at_exit(function: Callable[[], None]) -> None:
-    """Call ``function`` when the process ends, to let go of whatever keeps a process group alive.
-
-    The threads of one that outlives the interpreter make the process abort now and then.
-
-    Example:
-        >>> let_go_at_exit(lambda: None)
-    """
-    _keepers.append(function)
-
-
-_keepers: list[Callable[[], None]] = []
-
-
 def from_slurm(environment: Mapping[str, str]) -> dict[str, str]:
     """What torchrun would have set, for a process that SLURM's ``srun`` started as one of several, else nothing.
 
@@ -253,8 +238,6 @@ def _as_timedelta(timeout: float | timedelta | None) -> timedelta | None:
 
 
 def _finalise_at_exit() -> None:
-    for let_go in _keepers:
-        let_go()
     # After an error, the others may be gone or hang, and NCCL would wait for them. Gloo does not.
     if not (hasattr(sys, "last_value") and dist.is_initialized() and "nccl" in dist.get_backend()):
         finalise()

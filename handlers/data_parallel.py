@@ -9,6 +9,7 @@ Configures the engine's step, and listens to:
 
 from __future__ import annotations
 
+import atexit
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, groupby
@@ -21,7 +22,7 @@ from ignite.engine import Engine as IgniteEngine
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from camshaft.engine.distributed import initialise, let_go_at_exit, world_size
+from camshaft.engine.distributed import initialise, world_size
 from camshaft.engine.events import Events, StepEvents
 from camshaft.engine.phases import Phase
 from camshaft.engine.training_step import TrainingStep
@@ -258,7 +259,7 @@ def _let_go_of_groups() -> None:
             wrapper.__dict__.pop(name, None)
 
 
-let_go_at_exit(_let_go_of_groups)
+atexit.register(_let_go_of_groups)
 
 
 class _Direct(nn.Module):

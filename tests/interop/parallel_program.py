@@ -8,6 +8,7 @@ python parallel_program.py DIRECTORY
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import socket
 import sys
@@ -37,6 +38,8 @@ def train(local_rank: int, directory: str) -> None:
     for column in (*engines, "supervised"):
         outcomes[f"ours on {column}"] = _with_our_handlers(engines.get(column))
     Path(directory, f"rank{idist.get_rank()}.json").write_text(json.dumps(outcomes), encoding="utf-8")
+    # Models that Ignite wrapped keep the process group, whose threads now and then make a process abort as it ends.
+    gc.collect()
 
 
 def _with_ignites_helpers(engine_class: type[IgniteEngine]) -> dict[str, Any]:
