@@ -7,13 +7,11 @@ import inspect
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, ClassVar
 
-import torch
-
 from camshaft.contrib.lightning.class_method import class_method
+from camshaft.contrib.lightning.data_hooks import DataHooks
 from camshaft.contrib.lightning.dataset_loaders import loaders_of
 from camshaft.contrib.lightning.hyperparameters import HyperparametersMixin
 from camshaft.contrib.lightning.loading import MapLocation, load_datamodule
-from camshaft.handlers.device import moved
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -23,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["LightningDataModule"]
 
 
-class LightningDataModule(HyperparametersMixin):
+class LightningDataModule(DataHooks, HyperparametersMixin):
     """Data sets and loaders in one place; a :class:`Trainer` takes it as ``trainer.fit(module, datamodule=...)``.
 
     A subclass overrides what it has; the other methods are never called. Where both have a hook, the data module's
@@ -34,6 +32,7 @@ class LightningDataModule(HyperparametersMixin):
         prepare_data_per_node: whether ``prepare_data`` runs on every machine rather than on the first one only.
 
     Example:
+        >>> import torch
         >>> from torch.utils.data import DataLoader
         >>> class Numbers(LightningDataModule):
         ...     def __init__(self, batch_size: int = 2) -> None:
@@ -101,43 +100,6 @@ class LightningDataModule(HyperparametersMixin):
                 )
                 setattr(datamodule, f"{stage}_dataloader", loaders)
         return datamodule
-
-    def prepare_data(self) -> None:
-        """Download and so on; what is assigned here is there in one process only, unless every process runs it."""
-
-    def setup(self, stage: str) -> None:
-        """Make the data sets for ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"``; in every process."""
-
-    def teardown(self, stage: str) -> None:
-        """Give back what ``setup`` took; in every process."""
-
-    def train_dataloader(self) -> Any:
-        """What to train on: an iterable, or a collection of iterables."""
-        raise NotImplementedError(f"{type(self).__name__} has no train_dataloader().")
-
-    def val_dataloader(self) -> Any:
-        """What to validate on: an iterable, or several."""
-        raise NotImplementedError(f"{type(self).__name__} has no val_dataloader().")
-
-    def test_dataloader(self) -> Any:
-        """What to test on: an iterable, or several."""
-        raise NotImplementedError(f"{type(self).__name__} has no test_dataloader().")
-
-    def predict_dataloader(self) -> Any:
-        """What to predict: an iterable, or several."""
-        raise NotImplementedError(f"{type(self).__name__} has no predict_dataloader().")
-
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Change a batch before it is moved to the device."""
-        return batch
-
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Move a batch to the device."""
-        return moved(batch, device)
-
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Change a batch when it is on the device."""
-        return batch
 
     def on_exception(self, exception: BaseException) -> None:
         """Called when a run ends with an error."""

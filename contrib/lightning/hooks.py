@@ -28,7 +28,7 @@ _DEFAULTS = {
     for module in ("core.module", "core.hooks", "core.datamodule", "callbacks.callback", "callbacks.checkpoint")
 } | {
     f"camshaft.contrib.lightning.{module}"
-    for module in ("module", "datamodule", "callbacks.callback", "callbacks.checkpoint")
+    for module in ("module", "data_hooks", "datamodule", "callbacks.callback", "callbacks.checkpoint")
 }
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from camshaft.contrib.lightning.data_hooks import DataHooks
 from camshaft.contrib.lightning.hyperparameters import HyperparametersMixin, load_module
 from camshaft.engine.distributed import world_size
 from camshaft.handlers.device import moved
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["LightningModule"]
 
 
-class LightningModule(HyperparametersMixin, nn.Module):
+class LightningModule(DataHooks, HyperparametersMixin, nn.Module):
     """A module with its losses, optimizers and, if it likes, data; a :class:`Trainer` does the rest.
 
     A subclass overrides ``training_step`` and ``configure_optimizers``, and any of the other methods below; those that
@@ -185,31 +186,6 @@ class LightningModule(HyperparametersMixin, nn.Module):
     def configure_model(self) -> None:
         """Make large layers once the trainer is known; called for each of its functions."""
 
-    def prepare_data(self) -> None:
-        """Download and so on: on every process, first on one of each machine, so that what it assigns is there."""
-
-    def setup(self, stage: str) -> None:
-        """Before ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"``."""
-
-    def teardown(self, stage: str) -> None:
-        """After ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"``."""
-
-    def train_dataloader(self) -> Any:
-        """What to train on, if ``fit`` was given nothing."""
-        raise NotImplementedError(f"{type(self).__name__} has no train_dataloader(), and fit() was given no loader.")
-
-    def val_dataloader(self) -> Any:
-        """What to validate on: an iterable, or several."""
-        raise NotImplementedError(f"{type(self).__name__} has no val_dataloader(), and no loader was given.")
-
-    def test_dataloader(self) -> Any:
-        """What to test on."""
-        raise NotImplementedError(f"{type(self).__name__} has no test_dataloader(), and test() was given no loader.")
-
-    def predict_dataloader(self) -> Any:
-        """What to predict."""
-        raise NotImplementedError(f"{type(self).__name__} has no predict_dataloader(), and predict() got no loader.")
-
     # ------------------------------------------------------------------------------------------------ moments of a run
 
     def on_fit_start(self) -> None:
@@ -314,18 +290,6 @@ class LightningModule(HyperparametersMixin, nn.Module):
     def on_predict_model_eval(self) -> None:
         """Puts the module into evaluation mode."""
         self.eval()
-
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Changes a batch before it is moved to the device."""
-        return batch
-
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Moves a batch to the device."""
-        return moved(batch, device)
-
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Changes a batch on the device."""
-        return batch
 
     def on_before_zero_grad(self, optimizer: Optimizer) -> None:
         """Before gradients are dropped."""

@@ -557,7 +557,7 @@ class Training:
         self.logging_step = self.batches_stepped
         self.epoch_end = None
         self.epochs_completed = state.epoch
-        trainer.hooks_after_epoch()
+        trainer.training = True
         if state.epoch < state.max_epochs and state.iteration >= (state.epoch_length or 0) * state.max_epochs:
             state.epoch_length = None  # epochs of different lengths: the engine must not count iterations
 

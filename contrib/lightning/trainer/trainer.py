@@ -911,10 +911,6 @@ class Trainer(TrainerViews):
         if self.can_stop() and self.training_loop is not None:
             self.training_loop.engine.terminate_epoch()
 
-    def hooks_after_epoch(self) -> None:
-        """After an epoch, when all is done."""
-        self.training = True
-
     @contextlib.contextmanager
     def init_module(self, empty_init: bool | None = None) -> Iterator[None]:
         """Within this context modules are made on the trainer's device and in its precision."""
