@@ -8,7 +8,6 @@ All three take the same steps: a batch is as large together as it is on one proc
 """
 
 import argparse
-import hashlib
 from pathlib import Path
 
 import torch
@@ -35,6 +34,7 @@ from camshaft import (
     seed_everything,
 )
 from camshaft.engine.distributed import initialise, rank, world_size
+from camshaft.scripts import weights_sha256
 
 
 def main() -> None:
@@ -99,7 +99,7 @@ def main() -> None:
     if rank() == 0:
         print(f"processes      {world_size()}")
         print(f"test accuracy  {trainer.state.metrics['test_accuracy']:.2%} of {len(test_data)} images")
-        print(f"weights sha256: {digest(weights)}")
+        print(f"weights sha256: {weights_sha256(weights)}")
         if options.weights is not None:
             torch.save(weights, options.weights)
 
@@ -111,14 +111,6 @@ def digits() -> tuple[torch.utils.data.Dataset, torch.utils.data.Dataset]:
     data = TensorDataset(images, torch.tensor(labels))
     train_data, test_data = random_split(data, [1440, 357], torch.Generator().manual_seed(0))
     return train_data, test_data
-
-
-def digest(weights: dict[str, torch.Tensor]) -> str:
-    """The SHA-256 of all weights, to compare runs by."""
-    sha256 = hashlib.sha256()
-    for tensor in weights.values():
-        sha256.update(tensor.contiguous().numpy().tobytes())
-    return sha256.hexdigest()
 
 
 def parse_options() -> argparse.Namespace:

@@ -6,7 +6,6 @@ python examples/seed_mnist.py --by-hand        # the loop that the two lines rep
 """
 
 import argparse
-import hashlib
 import sys
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, TensorDataset, random_split
 
 import camshaft.contrib.lightning as pl
+from camshaft.scripts import weights_sha256
 
 
 class LightningMNISTClassifier(pl.LightningModule):
@@ -111,7 +111,7 @@ def main() -> None:
     model = LightningMNISTClassifier(options.dataset, options.data_dir)
     if options.by_hand:
         train_by_hand(model, options.max_epochs)
-        print(f"weights sha256: {digest(model)}")
+        print(f"weights sha256: {weights_sha256(model)}")
         return
 
     # ------------------------------------------------------------------------------------------------ the two lines
@@ -139,7 +139,7 @@ def main() -> None:
         optimizer.step()
     even = (finetuned(images).argmax(1) == labels % 2).float().mean()
     print(f"on top of it, one layer tells even digits from odd ones: {even:.1%} right")
-    print(f"weights sha256: {digest(model)}")
+    print(f"weights sha256: {weights_sha256(model)}")
 
 
 def train_by_hand(model: LightningMNISTClassifier, num_epochs: int) -> None:
@@ -206,14 +206,6 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--gpus", default=None, help="how many (2), or which (0,1); none by default")
     parser.add_argument("--by-hand", action="store_true", help="train by the loop that the Trainer replaces")
     return parser.parse_args()
-
-
-def digest(model: torch.nn.Module) -> str:
-    """The SHA-256 of all weights, to compare runs by."""
-    sha256 = hashlib.sha256()
-    for tensor in model.state_dict().values():
-        sha256.update(tensor.cpu().contiguous().numpy().tobytes())
-    return sha256.hexdigest()
 
 
 if __name__ == "__main__":

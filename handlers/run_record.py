@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import os
 import platform
 import subprocess
@@ -31,10 +30,10 @@ from camshaft.engine.events import Events
 from camshaft.engine.phases import Phase
 from camshaft.engine.used_objects import modules_used_by
 from camshaft.handlers.handler import Handler, On, handlers_of
+from camshaft.handlers.run_file import read_record, write_record
 
 __all__ = ["RunRecord", "record_run"]
 
-RECORD_FILE = "run.json"
 _DISTRIBUTIONS = ("torch", "pytorch-ignite")
 _LONGEST_DIFF = 1_000_000  # characters
 _LONGEST_WAIT_FOR_GIT = 10  # seconds
@@ -65,7 +64,7 @@ class RunRecord(Handler):
         OSError: when the run starts, if the file cannot be written.
 
     Example:
-        >>> import tempfile
+        >>> import json, tempfile
         >>> from camshaft import Engine
         >>> directory = tempfile.TemporaryDirectory()
         >>> record = RunRecord(directory.name, {"learning_rate": 0.1})
@@ -108,12 +107,11 @@ class RunRecord(Handler):
             engine.logger.warning("%r could not record how the run ended: %s", self, second)
 
     def _add_end(self, engine: IgniteEngine, status: str, error: str | None = None) -> None:
-        path = self.directory / RECORD_FILE
-        record = _read(path)
+        record = read_record(self.directory)
         if rank() == 0 and record.get("pid") == os.getpid():
             state = engine.state
             ended = {"status": status, "at": _now(), "epoch": state.epoch, "iteration": state.iteration}
-            _write(path, {**record, "ended": {**ended, **({"error": error} if error else {})}})
+            write_record(self.directory, {**record, "ended": {**ended, **({"error": error} if error else {})}})
 
 
 def record_run(
@@ -129,7 +127,6 @@ def record_run(
     Raises:
         OSError: it cannot be written; the message says where.
     """
-    path = directory / RECORD_FILE
     record = {**_how_this_process_was_started(), "seconds_before": _seconds_before(directory)}
     if configuration is not None:
         record["configuration"] = dict(configuration)
@@ -139,26 +136,7 @@ def record_run(
         record["git"] = git
     if engine is not None:
         record |= _what_runs(engine)
-    _write(path, record)
-
-
-def _write(path: Path, record: Mapping[str, Any]) -> None:
-    beside = path.with_name(f".writing-{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(json.dumps(record, indent=1, default=repr) + "\n", encoding="utf-8")
-        beside.replace(path)
-    except OSError as error:
-        raise OSError(f"The record of the run, {path}, could not be written: {error.strerror}.") from error
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """The record there is, or nothing."""
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
+    write_record(directory, record)
 
 
 def _as_mapping(configuration: Any) -> dict[str, Any] | None:
@@ -182,7 +160,7 @@ def _now() -> str:
 
 def _seconds_before(directory: Path) -> float:
     """How long earlier processes have trained the run that goes on from a checkpoint there."""
-    earlier = _read(directory / RECORD_FILE)
+    earlier = read_record(directory)
     checkpoints = directory / "checkpoints"
     seconds = float(earlier.get("seconds_before", 0.0))
     if not checkpoints.is_dir() or not any(checkpoints.iterdir()):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import platform
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 from camshaft.curves import Curves, read_curves
 from camshaft.handlers.checkpoint_store import CheckpointStore
 from camshaft.handlers.direction import more_is_better
+from camshaft.handlers.run_file import read_record
 
 try:
     import fcntl
@@ -73,7 +73,7 @@ def runs_in(directory: Path) -> list[RunOverview]:
 
 def overview_of(directory: Path) -> RunOverview:
     """What is known of the run in a directory."""
-    record = _record_in(directory)
+    record = read_record(directory)
     ended = record.get("ended", {})
     checkpoints = CheckpointStore(directory / "checkpoints").list()
     curves = _curves_of(directory)
@@ -129,14 +129,6 @@ def duration(seconds: float | None) -> str:
             whole, rest = divmod(seconds, in_seconds)
             return f"{whole:.0f} {long} {rest // in_short:.0f} {short}"
     raise AssertionError("the last unit takes whatever is left")
-
-
-def _record_in(directory: Path) -> dict[str, Any]:
-    try:
-        record = json.loads((directory / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
 
 
 def _curves_of(directory: Path) -> Curves:
