@@ -17,7 +17,6 @@ import torch
 from torch import nn
 
 from camshaft.engine.distributed import broadcast, initialise, rank
-from camshaft.engine.engine import Engine
 from camshaft.engine.seeding import seed_everything
 from camshaft.handlers import (
     AMP,
@@ -37,6 +36,7 @@ from camshaft.handlers.run_file import read_record
 
 __all__ = ["number", "run_script", "script_parser", "standard_handlers", "start", "weights_sha256"]
 
+ENGINE_LOGGER = "ignite.engine.engine.Engine"  # Ignite's name for the one logger of all engines
 _NOT_OF_THE_RUN = ("run_dir", "resume")  # options that say where a run is, not which one it is
 
 
@@ -174,7 +174,7 @@ def run_script(main: Callable[[], Any]) -> NoReturn:
         Traceback (most recent call last):
         SystemExit: 2
     """
-    logger = logging.getLogger(f"{Engine.__module__}.{Engine.__name__}")
+    logger = logging.getLogger(ENGINE_LOGGER)
     logger.addFilter(_told_once)
     try:
         main()
