@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import sys
-import threading
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
@@ -31,6 +30,7 @@ from camshaft.contrib.lightning.results import Metrics, Results, as_numbers, as_
 from camshaft.contrib.lightning.schedules import check_schedulers
 from camshaft.contrib.lightning.snapshot import restore_callbacks, restore_module, restore_training, snapshot
 from camshaft.contrib.lightning.strategies import refuse, strategy_of
+from camshaft.contrib.lightning.trainer.interruption import Interruption
 from camshaft.contrib.lightning.trainer.states import RunningStage, TrainerFn, TrainerState, TrainerStatus
 from camshaft.contrib.lightning.training import Training
 from camshaft.contrib.lightning.utilities.seed import isolate_rng
@@ -38,7 +38,6 @@ from camshaft.contrib.lightning.views import TrainerViews
 from camshaft.engine.distributed import world_size
 from camshaft.engine.engine import Engine
 from camshaft.handlers.handler import Handler
-from camshaft.handlers.preemption import PREEMPTED
 
 if TYPE_CHECKING:  # the command line finds these types here, too
     from camshaft.contrib.lightning.callbacks.callback import Callback
@@ -48,9 +47,6 @@ if TYPE_CHECKING:  # the command line finds these types here, too
     from camshaft.handlers.logger import Logger as LoggingHandler
 
 __all__ = ["Trainer"]
-
-# What ends a fit, and what Python does with it.
-_SIGNALS: dict[int, Any] = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
 
 
 class Trainer(TrainerViews):
@@ -297,8 +293,7 @@ class Trainer(TrainerViews):
         self._logged_metrics: dict[str, Any] = {}
         self._progress_bar_metrics: dict[str, Any] = {}
         self._should_stop = False
-        self.received_sigterm = False
-        self._interrupt_noted = False
+        self.interruption = Interruption(self)
         self.ckpt_path: Any = None
         self._loaded: dict[str, Any] | None = None
         self._hooks: Hooks | None = None
@@ -342,9 +337,9 @@ class Trainer(TrainerViews):
             raise ValueError("fit() was given both loaders and a data module: which is meant?")
         self._tune(model, train_dataloaders, val_dataloaders, datamodule)
         module = self._begin(TrainerFn.FITTING, RunningStage.TRAINING, model)
-        self._should_stop = self._interrupt_noted = False
+        self._should_stop = False
         ckpt_path = self.resume_from_checkpoint if ckpt_path is None else ckpt_path
-        with self._running():
+        with self.interruption.caught(), self._running():
             self._prepare(module, datamodule, ckpt_path)
             self._fit(module, train_dataloaders, val_dataloaders)
         return 1 if old_style.is_old(module) else None
@@ -450,11 +445,6 @@ class Trainer(TrainerViews):
     @contextlib.contextmanager
     def _running(self) -> Iterator[None]:
         """A call of one of the functions: whatever ends it, callbacks and loggers are told."""
-        before = {number: signal.getsignal(number) for number in _SIGNALS}
-        handles = self.state.fn == TrainerFn.FITTING and threading.current_thread() is threading.main_thread()
-        for number, usual in _SIGNALS.items():
-            if handles and before[number] in (usual, None):
-                signal.signal(number, self._note_signal)
         grad = torch.is_grad_enabled()
         dtype = torch.get_default_dtype()
         try:
@@ -466,14 +456,11 @@ class Trainer(TrainerViews):
             self.state.status = TrainerStatus.INTERRUPTED
             torch.set_grad_enabled(grad)
             if isinstance(error, KeyboardInterrupt) and self.training_loop is not None:
-                self._save_when_interrupted("interrupted.ckpt")
+                self.interruption.save_if_possible("interrupted.ckpt")
             self._tell_of(error)
             raise
         finally:
             torch.set_default_dtype(dtype)
-            for number, handler in before.items():
-                if handles and signal.getsignal(number) in (self._note_signal, _SIGNALS[number]):
-                    signal.signal(number, handler)
             self.state.stage = None
             if self.lightning_module is not None:
                 self._let_go(self.lightning_module)
@@ -601,11 +588,9 @@ class Trainer(TrainerViews):
         if not training.is_done(max_epochs):
             _set_mode(module, train=is_old)
             self.training = True
+            self.interruption.watch(training.engine)
             training.run(max_epochs)
-            if self.received_sigterm:
-                self._leave()  # before callbacks change the weights for good
-            if self._interrupt_noted:
-                raise KeyboardInterrupt
+            self.interruption.leave_if_told()  # before callbacks change the weights for good
             hooks.call("on_train_end")
         self._end_function(hooks, "on_fit_end")
 
@@ -771,6 +756,11 @@ class Trainer(TrainerViews):
         checkpoint = self.checkpoint_callback
         return str(getattr(checkpoint, "best_model_path", "") or "")
 
+    @property
+    def checkpoint_directory(self) -> Path:
+        """Where checkpoints are written that no callback asks for."""
+        return next(iter(self._checkpoint_directories()), self._default_root_dir)
+
     def _checkpoint_directories(self) -> list[Path]:
         directories = []
         for callback in self.checkpoint_callbacks:
@@ -791,34 +781,6 @@ class Trainer(TrainerViews):
             for logger in self.loggers:
                 if hasattr(logger, "resume_from"):
                     logger.resume_from(training.batches_stepped)
-
-    def _save_when_interrupted(self, name: str) -> Path | None:
-        directories = self._checkpoint_directories()
-        if not self.checkpoint_callbacks or self.training_loop is None or world_size() > 1:
-            return None
-        path = directories[0] / name
-        self.save_checkpoint(path)
-        return path
-
-    def _note_signal(self, number: int, frame: Any) -> None:
-        """End after the batch under way, so that nothing of it is lost; a second signal ends the process at once."""
-        signal.signal(number, _SIGNALS[number])
-        if number == signal.SIGINT and not self.training:
-            raise KeyboardInterrupt
-        if number == signal.SIGINT:
-            self._interrupt_noted = True
-            sys.stderr.write("Interrupted: it ends after this batch; once more, and it ends at once.\n")
-        else:
-            self.received_sigterm = True
-        if self.training_loop is not None:
-            self.training_loop.engine.terminate()
-
-    def _leave(self) -> None:
-        """Save, and leave with the status by which a script knows to start the same command again."""
-        path = self._save_when_interrupted("preempted.ckpt")
-        where = f" Saved in {path}; go on by fit(..., ckpt_path='last')." if path else ""
-        sys.stderr.write(f"SIGTERM came in epoch {self.current_epoch}, step {self.global_step}.{where}\n")
-        raise SystemExit(PREEMPTED)
 
     # ------------------------------------------------------------------------------------------------ metrics
 
@@ -887,6 +849,11 @@ class Trainer(TrainerViews):
             logger.save()
 
     # ------------------------------------------------------------------------------------------------ stopping
+
+    @property
+    def received_sigterm(self) -> bool:
+        """Whether SIGTERM has come in this fit, on several processes to any of them."""
+        return self.interruption.received == signal.SIGTERM
 
     @property
     def should_stop(self) -> bool:
