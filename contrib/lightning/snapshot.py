@@ -17,14 +17,14 @@ from camshaft.handlers.checkpoint_contents import plain, stateful_handlers
 from camshaft.handlers.device import moved
 
 if TYPE_CHECKING:
-    from camshaft.contrib.lightning.trainer import Trainer
+    from camshaft.contrib.lightning.trainer.metrics import TrainerMetrics
 
 __all__ = ["restore_callbacks", "restore_module", "restore_training", "snapshot"]
 
 _VERSION = "2.6.0"  # of Lightning, whose layout this is
 
 
-def snapshot(trainer: Trainer, *, weights_only: bool) -> dict[str, Any]:
+def snapshot(trainer: TrainerMetrics, *, weights_only: bool) -> dict[str, Any]:
     """A checkpoint of a trainer as it is now; all processes must call this.
 
     Args:
@@ -62,7 +62,7 @@ def snapshot(trainer: Trainer, *, weights_only: bool) -> dict[str, Any]:
     return content
 
 
-def _ours(trainer: Trainer, training: Training) -> dict[str, Any]:
+def _ours(trainer: TrainerMetrics, training: Training) -> dict[str, Any]:
     engine = training.engine
     epoch, iteration = engine.state.epoch, engine.state.iteration
     in_batches = training.epoch_end is None and epoch > training.epochs_completed
@@ -104,7 +104,7 @@ def _place_in_data(training: Training, iteration: int) -> dict[str, Any]:
         state.iteration = reached
 
 
-def restore_module(trainer: Trainer, content: Mapping[str, Any]) -> None:
+def restore_module(trainer: TrainerMetrics, content: Mapping[str, Any]) -> None:
     """Take back the weights, after the hooks that make ready for them.
 
     Raises:
@@ -119,7 +119,7 @@ def restore_module(trainer: Trainer, content: Mapping[str, Any]) -> None:
         datamodule.load_state_dict(content[type(datamodule).__qualname__])
 
 
-def restore_callbacks(trainer: Trainer, content: Mapping[str, Any]) -> None:
+def restore_callbacks(trainer: TrainerMetrics, content: Mapping[str, Any]) -> None:
     """Take back the states of the callbacks that are attached."""
     module, states = trainer.lightning_module, content.get("callbacks") or {}
     for callback in trainer.callbacks:
@@ -130,7 +130,7 @@ def restore_callbacks(trainer: Trainer, content: Mapping[str, Any]) -> None:
             callback.load_state_dict(dict(state))
 
 
-def restore_training(trainer: Trainer, training: Training, content: Mapping[str, Any]) -> None:
+def restore_training(trainer: TrainerMetrics, training: Training, content: Mapping[str, Any]) -> None:
     """Take back optimizers, schedules, and where the run was.
 
     Raises:
@@ -157,7 +157,7 @@ def restore_training(trainer: Trainer, training: Training, content: Mapping[str,
     _set_torchmetrics_states(trainer.lightning_module, of_rank["torchmetrics"])
 
 
-def _restore_optimization(trainer: Trainer, training: Training, content: Mapping[str, Any]) -> None:
+def _restore_optimization(trainer: TrainerMetrics, training: Training, content: Mapping[str, Any]) -> None:
     if "optimizer_states" not in content:
         raise ValueError(
             "The checkpoint holds weights only, so a fit cannot go on with it: load them by "
@@ -175,7 +175,7 @@ def _restore_optimization(trainer: Trainer, training: Training, content: Mapping
         config.scheduler.load_state_dict(state)
 
 
-def _restore_counts(trainer: Trainer, training: Training, ours: Mapping[str, Any]) -> None:
+def _restore_counts(trainer: TrainerMetrics, training: Training, ours: Mapping[str, Any]) -> None:
     engine = training.engine
     training.epochs_completed = ours["epochs_completed"]
     training.total_batches, training.batches_stepped = ours["total_batches"], ours["batches_stepped"]
@@ -245,7 +245,7 @@ def _set_from_lightning(training: Training, content: Mapping[str, Any]) -> None:
         step.steps = steps
 
 
-def _loops(trainer: Trainer, training: Training) -> dict[str, Any]:
+def _loops(trainer: TrainerMetrics, training: Training) -> dict[str, Any]:
     """The progress of the loops, as the real Lightning wants to find it."""
     epochs = training.engine.state.epoch
     at_end = training.epoch_end is not None

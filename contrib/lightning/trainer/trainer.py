@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from camshaft.contrib.lightning import old_style
-from camshaft.contrib.lightning.checkpoint_file import read, write
+from camshaft.contrib.lightning.checkpoint_file import read
 from camshaft.contrib.lightning.data import Source
 from camshaft.contrib.lightning.defaults import loggers_of, profiler_of, saves, show_infos, with_defaults
 from camshaft.contrib.lightning.devices import device_ids, kind_of
@@ -26,15 +26,15 @@ from camshaft.contrib.lightning.hooks import Hooks, is_overridden
 from camshaft.contrib.lightning.old_hooks import tell_of_trainer, warn_of_uncalled
 from camshaft.contrib.lightning.optimization import configured
 from camshaft.contrib.lightning.precision import precision_of
-from camshaft.contrib.lightning.results import Metrics, Results, as_numbers, as_table
+from camshaft.contrib.lightning.results import Results, as_table
 from camshaft.contrib.lightning.schedules import check_schedulers
-from camshaft.contrib.lightning.snapshot import restore_callbacks, restore_module, restore_training, snapshot
+from camshaft.contrib.lightning.snapshot import restore_callbacks, restore_module
 from camshaft.contrib.lightning.strategies import refuse, strategy_of
+from camshaft.contrib.lightning.trainer.checkpoints import TrainerCheckpoints
 from camshaft.contrib.lightning.trainer.interruption import Interruption
 from camshaft.contrib.lightning.trainer.states import RunningStage, TrainerFn, TrainerState, TrainerStatus
 from camshaft.contrib.lightning.training import Training
 from camshaft.contrib.lightning.utilities.seed import isolate_rng
-from camshaft.contrib.lightning.views import TrainerViews
 from camshaft.engine.distributed import world_size
 from camshaft.engine.engine import Engine
 from camshaft.handlers.handler import Handler
@@ -49,7 +49,7 @@ if TYPE_CHECKING:  # the command line finds these types here, too
 __all__ = ["Trainer"]
 
 
-class Trainer(TrainerViews):
+class Trainer(TrainerCheckpoints):
     """Fits, validates, tests and predicts with a ``LightningModule``.
 
     Every flag is an engineering concern; what a flag means is what it means in Lightning 2.x, and the flags of early
@@ -706,147 +706,6 @@ class Trainer(TrainerViews):
                 return function(*args)
 
         return timed
-
-    # ------------------------------------------------------------------------------------------------ checkpoints
-
-    def save_checkpoint(
-        self, filepath: str | os.PathLike[str], weights_only: bool = False, storage_options: Any = None
-    ) -> None:
-        """Write a checkpoint; all processes must call this, the first one writes.
-
-        Args:
-            filepath: of the file.
-            weights_only: weights and hyperparameters alone, with which a fit cannot go on.
-            storage_options: not supported.
-
-        Raises:
-            AttributeError: there is no module yet.
-            OSError: it cannot be written; what was there before is as it was.
-        """
-        if self.lightning_module is None:
-            raise AttributeError("There is nothing to save: call fit, validate, test or predict first.")
-        if storage_options is not None:
-            raise TypeError("save_checkpoint(storage_options=...) is not supported.")
-        content = snapshot(self, weights_only=weights_only)
-        if self.is_global_zero:
-            write(content, filepath)
-        self.strategy.barrier()
-
-    def _chosen(self, ckpt_path: Any) -> Any:
-        """The path that ``ckpt_path`` means."""
-        if ckpt_path is None or ckpt_path not in ("best", "last", "hpc"):
-            return ckpt_path
-        if ckpt_path == "best":
-            best = self._best()
-            if not best:
-                raise ValueError(
-                    f"{self.state.fn}(ckpt_path='best') found no best checkpoint: there is no ModelCheckpoint, or it "
-                    "has saved none."
-                )
-            return best
-        found = [path for directory in self._checkpoint_directories() for path in directory.glob("*.ckpt")]
-        if not found:
-            warnings.warn(
-                f"{self.state.fn}(ckpt_path={ckpt_path!r}) found no checkpoint: it begins anew.", stacklevel=4
-            )
-            return None
-        return max(found, key=lambda path: path.stat().st_mtime_ns)
-
-    def _best(self) -> str:
-        checkpoint = self.checkpoint_callback
-        return str(getattr(checkpoint, "best_model_path", "") or "")
-
-    @property
-    def checkpoint_directory(self) -> Path:
-        """Where checkpoints are written that no callback asks for."""
-        return next(iter(self._checkpoint_directories()), self._default_root_dir)
-
-    def _checkpoint_directories(self) -> list[Path]:
-        directories = []
-        for callback in self.checkpoint_callbacks:
-            for name in ("best_model_path", "last_model_path"):
-                path = getattr(callback, name, "")
-                if path:
-                    directories.append(Path(path).parent)
-            if getattr(callback, "dirpath", None):
-                directories.append(Path(callback.dirpath))
-        directories.append(self._default_root_dir)
-        return [directory for directory in dict.fromkeys(directories) if directory.is_dir()]
-
-    def restore_training(self, training: Training) -> None:
-        """Go on where the checkpoint was taken, if one was given."""
-        loaded, self._loaded = self._loaded, None
-        if loaded is not None:
-            restore_training(self, training, loaded)
-            for logger in self.loggers:
-                if hasattr(logger, "resume_from"):
-                    logger.resume_from(training.batches_stepped)
-
-    # ------------------------------------------------------------------------------------------------ metrics
-
-    @property
-    def callback_metrics(self) -> dict[str, Any]:
-        """What was logged, by name, as tensors: the newest values of steps, and the means of epochs that are over."""
-        self.take_metrics(self.results.metrics())
-        return self._callback_metrics
-
-    @property
-    def logged_metrics(self) -> dict[str, Any]:
-        """What was logged for loggers, by name, as tensors."""
-        self.take_metrics(self.results.metrics())
-        return self._logged_metrics
-
-    @property
-    def progress_bar_metrics(self) -> dict[str, float]:
-        """What a progress bar shows, as numbers."""
-        self.take_metrics(self.results.metrics())
-        return as_numbers(self._progress_bar_metrics)
-
-    def take_metrics(self, metrics: Metrics) -> None:
-        """Keep values for those who read them later."""
-        self._callback_metrics.update(metrics.callback)
-        self._logged_metrics.update(metrics.logged)
-        self._progress_bar_metrics.update(metrics.progress_bar)
-
-    def _forget_metrics(self) -> None:
-        for metrics in (self._callback_metrics, self._logged_metrics, self._progress_bar_metrics):
-            metrics.clear()
-
-    def take_metric_values(self, values: Mapping[str, Any]) -> None:
-        """Take back what a checkpoint kept of :attr:`callback_metrics`."""
-        self._callback_metrics.update(values)
-
-    def log_to_loggers(self, values: Mapping[str, Any], step: int | None = None) -> None:
-        """Give values to all loggers.
-
-        Args:
-            values: by name; one that is called ``step`` is the step that they belong to.
-            step: that they belong to; otherwise it is that of the training, and the epoch is among the values.
-        """
-        if not self.loggers or not self.is_global_zero or not values:
-            return
-        numbers = as_numbers(values)
-        if step is None and "step" in numbers:
-            step = int(numbers.pop("step"))
-        elif step is None:
-            numbers.setdefault("epoch", self.current_epoch)
-            step = self.training_loop.logging_step if self.training_loop is not None else 0
-        for logger in self.loggers:
-            logger.log_metrics(metrics=dict(numbers), step=step)
-            logger.save()
-
-    def _log_hyperparameters(self, module: Any) -> None:
-        if not self.enable_autolog_hparams or not self.loggers:
-            return
-        values: dict[str, Any] = {}
-        for owner in (self.datamodule, module):
-            if owner is not None and getattr(owner, "_log_hyperparams", False):
-                values.update(dict(owner.hparams_initial))
-        for logger in self.loggers:
-            if values:
-                logger.log_hyperparams(values)
-            logger.log_graph(module)
-            logger.save()
 
     # ------------------------------------------------------------------------------------------------ stopping
 
