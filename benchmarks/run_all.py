@@ -21,6 +21,8 @@ from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 
+import figures
+
 HERE = Path(__file__).parent
 RESULTS = HERE / "RESULTS.md"
 
@@ -65,6 +67,9 @@ def main() -> None:
             continue
         sections[name] = section
         RESULTS.write_text(document(sections), encoding="utf-8")  # each at once: a later one may be interrupted
+    for text in figures.SHOWN_IN:
+        if text.exists():
+            figures.write(text)
     if failed:
         sys.exit(f"failed: {', '.join(failed)}; their sections are as they were")
 
@@ -108,6 +113,14 @@ def document(sections: dict[str, str]) -> str:
         for line in sections.get(name, "").splitlines()
         if "reached" in line or "MISSED" in line
     ]
+    absent = [
+        f"- `{name}.py`: {line.strip()}"
+        for name in BENCHMARKS
+        for line in sections.get(name, "").splitlines()
+        if " is left out: " in line
+    ]
+    if absent:
+        absent = ["Peers without which was measured:", "", *absent, ""]
     lines = [
         "# Results of the benchmarks",
         "",
@@ -119,6 +132,7 @@ def document(sections: dict[str, str]) -> str:
         "",
         f"Versions: Python {platform.python_version()}, {', '.join(versions())}.",
         "",
+        *absent,
         "| benchmark | goal | as printed |",
         "|---|---|---|",
         *goals,
