@@ -2,7 +2,7 @@
 # first, and again whenever setup.cfg or constraints.txt has changed.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test interop test-ignite-range bench check clean
+.PHONY: help demo test notebooks docs interop test-ignite-range bench check clean
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
@@ -26,6 +26,9 @@ demo: $(INSTALLED) ## train a network on handwritten digits; options: make demo 
 test: $(INSTALLED) ## run all tests; options: make test ARGS='-k packaging'
 	$(BIN)/pytest -n $(WORKERS) $(ARGS)
 
+notebooks: $(INSTALLED) ## execute the notebooks and keep their outputs; one: make notebooks ARGS=notebooks/1_first_run.ipynb
+	$(BIN)/python tests/notebooks/executing.py $(ARGS)
+
 interop: $(INTEROP)/.installed ## print which handler, Ignite's and ours, was tested on which engine, and how it went
 	$(INTEROP)/bin/python -P -m pytest -n $(WORKERS) --matrix tests/interop $(ARGS)
 # Not on several processes: each of them would run every vendor's client.
@@ -33,6 +36,11 @@ interop: $(INTEROP)/.installed ## print which handler, Ignite's and ours, was te
 
 test-ignite-range: $(INSTALLED) ## run the tests on the oldest and the newest Ignite that setup.cfg admits
 	WORKERS=$(WORKERS) .ci/test-ignite-range $(ARGS)
+
+docs: $(INSTALLED) ## build the documentation site, build/docs/index.html, and look for what is broken in it
+	@rm -rf build/docs
+	$(BIN)/sphinx-build -q -b html -c docs -d build/docs-doctrees -E -W --keep-going . build/docs
+	$(BIN)/python docs/check_site.py build/docs
 
 bench: $(BENCH)/.installed ## measure beside the peers and write benchmarks/RESULTS.md; options: make bench ARGS='--quick scaling'
 	$(BENCH)/bin/python benchmarks/run_all.py $(ARGS)
@@ -74,12 +82,16 @@ $(INTEROP)/.installed: $(INSTALLED) tests/interop/requirements.txt
 		--build-constraint $(INTEROP)/build-constraints.txt --requirement tests/interop/requirements.txt
 	@touch $@
 
-# On top of .venv as well: the peers use the same torch, and torchtnt wants an older setuptools.
+# On links to all that is in .venv but torchvision: the peers use the same torch, and torchtnt wants an older setuptools.
+# No benchmark needs torchvision, but torchmetrics imports it wherever it finds it, and one that was built for another
+# torch than the one beside it (CUDA's and the CPU's) cannot be imported, and Lightning and Fabric not with it.
 $(BENCH)/.installed: $(INSTALLED) benchmarks/requirements.txt
 	@echo "Installing the peers into $(BENCH) (the first time this takes a minute) …"
 	@$(BIN)/python -m venv --clear --without-pip $(BENCH)
+	@mkdir $(BENCH)/below
 	@below=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
 	above=$$($(BENCH)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
-	echo "import site; site.addsitedir('$$below')" > "$$above/on_top_of_venv.pth"
+	find "$$below" -mindepth 1 -maxdepth 1 ! -name 'torchvision*' -exec ln -s {} $(BENCH)/below \; && \
+	echo "import site; site.addsitedir('$$(cd $(BENCH)/below && pwd)')" > "$$above/on_top_of_venv.pth"
 	@$(BIN)/python -m pip --python $(BENCH)/bin/python install --quiet --no-deps --requirement benchmarks/requirements.txt
 	@touch $@

@@ -5,7 +5,7 @@
 Each model is trained by one engine as it is, by one with `Compile()`, by one with `Compile(optimizer=True)`, and by one
 whose step function torch compiles as a whole, in turn and on one thread, whose own time is measured: other programs on
 the machine do not count. Printed are the medians of the time of an iteration, the medians of the ratios of pairs, and
-the seconds that `Compile` took, which are in neither.
+the seconds that `Compile` took, which are in neither; those of torch.compile(step) are not known.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def report(name: str, case: Case, seconds: float, repeats: int) -> None:
             for handler in engines[way].handlers:
                 if isinstance(handler, Compile):
                     handler.cache_directory = empty
-            compiling[way] = run(engines[way], case, 5).times.get("COMPILATION", 0.0)
+            compiling[way] = run(engines[way], case, 5).times.get("COMPILATION")
     begin = time.process_time()
     run(engines["as it is"], case, 20)
     iterations = max(10, int(seconds / (time.process_time() - begin) * 20))
@@ -144,10 +144,8 @@ def report(name: str, case: Case, seconds: float, repeats: int) -> None:
         verdict = ""
         if name == CHOSEN and way == "Compile()":
             verdict = f"{GOAL} {'reached' if speed >= GOAL else 'MISSED'}"
-        print(
-            f"{name:28}  {way:24}  {statistics.median(taken) * 1e6:6.0f} µs  {speed:6.2f}  {compiling[way]:7.1f} s  "
-            f"{verdict}"
-        )
+        compiled = "" if compiling[way] is None else f"{compiling[way]:.1f} s"
+        print(f"{name:28}  {way:24}  {statistics.median(taken) * 1e6:6.0f} µs  {speed:6.2f}  {compiled:>9}  {verdict}")
         name = ""
 
 

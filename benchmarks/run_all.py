@@ -119,8 +119,6 @@ def document(sections: dict[str, str]) -> str:
         for line in sections.get(name, "").splitlines()
         if " is left out: " in line
     ]
-    if absent:
-        absent = ["Peers without which was measured:", "", *absent, ""]
     lines = [
         "# Results of the benchmarks",
         "",
@@ -132,7 +130,7 @@ def document(sections: dict[str, str]) -> str:
         "",
         f"Versions: Python {platform.python_version()}, {', '.join(versions())}.",
         "",
-        *absent,
+        *(["Peers that are missing below:", "", *absent, ""] if absent else []),
         "| benchmark | goal | as printed |",
         "|---|---|---|",
         *goals,

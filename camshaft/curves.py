@@ -21,6 +21,8 @@ _DOTS_PER_INCH = 100
 _FEW_POINTS = 50  # of a curve, below which each is marked
 _MOST_LINES = 10  # of a panel: as many as there are colours
 _WIDE_RANGE = {"norm": 10, "learning_rate": 100}  # from which ratio of the largest value on an axis is logarithmic
+_FEW_DECADES = 1000  # the ratio below which a logarithmic axis has more ticks than powers of ten
+_CHARACTER, _LINE = 0.075, 0.6  # inches in a legend: of a character, and of the line before a name
 _LONGEST_LABEL = 32  # characters of a name in a legend
 
 # What a panel shows, by the end of its quantity's name, and the unit beside it.
@@ -107,6 +109,8 @@ def draw_curves(tables: Mapping[str, Curves]) -> Figure:
         _draw(panel, quantity, names, tables)
     for unused in panels.flat[len(quantities) :]:
         unused.remove()
+    if len(tables) > 1:
+        _explain(figure, list(tables), {_part_of(name) for names in quantities.values() for name in names})
     return figure
 
 
@@ -160,8 +164,10 @@ def _draw(panel: Any, quantity: str, names: Sequence[str], tables: Mapping[str, 
             panel.plot(*zip(*table[name], strict=True), color=f"C{color}", **_style(part, len(table[name])))
             label = _label(run, part, one_run=one_run, one_part=len(shown) == 1)
             panel.lines[-1].set_label(_beyond_slash(name) if several and one_run else label)
-    if _is_wide(quantity, [value for table in tables.values() for name in names for _, value in table.get(name, ())]):
+    values = [value for table in tables.values() for name in names for _, value in table.get(name, ())]
+    if _is_wide(quantity, values):
         panel.set_yscale("log")
+        _name_ticks(panel.yaxis, values)
     unit = next((f" ({unit})" for ending, unit in _UNITS.items() if quantity.endswith(ending)), "")
     parts = {_part_of(name) for name in shown}
     of_part = f"{parts.pop().label} " if len(parts) == 1 and _PARTS[-1] not in parts else ""
@@ -170,9 +176,24 @@ def _draw(panel: Any, quantity: str, names: Sequence[str], tables: Mapping[str, 
         panel.set_title(f"{left_out} more are not drawn", fontsize="small")
     panel.tick_params(labelbottom=True)
     panel.grid(alpha=0.3)
-    if len(shown) * len(tables) > 1:
+    if one_run and len(shown) > 1:
         # Within the panel: a long name takes no room from the curves.
         panel.legend(fontsize="small", framealpha=0.6).set_in_layout(False)
+
+
+def _explain(figure: Figure, runs: Sequence[str], parts: set[Part]) -> None:
+    """One legend above all panels: a colour for each run, a line for each part of the data."""
+    from matplotlib.lines import Line2D  # noqa: PLC0415 - an optional dependency
+
+    handles = [Line2D([], [], color=f"C{index}", label=_shortened(run)) for index, run in enumerate(runs)]
+    if len(parts) > 1:
+        for part in _PARTS[::-1]:
+            if part in parts:
+                handles.append(Line2D([], [], color="black", label=part.label))
+                handles[-1].update({**_style(part, 1)})
+    longest = max(len(str(handle.get_label())) for handle in handles)
+    columns = max(1, int(figure.get_figwidth() / (_CHARACTER * longest + _LINE)))
+    figure.legend(handles=handles, loc="outside upper center", ncols=columns, fontsize="small", frameon=False)
 
 
 def _quantities(names: Iterable[str]) -> dict[str, list[str]]:
@@ -200,6 +221,17 @@ def _is_wide(quantity: str, values: Sequence[float]) -> bool:
     return bool(finite) and min(finite) > 0 and max(finite) >= ratio * min(finite)
 
 
+def _name_ticks(axis: Any, values: Sequence[float]) -> None:
+    """Write plain numbers on a logarithmic axis, unless it spans many powers of ten."""
+    from matplotlib.ticker import LogLocator, NullFormatter  # noqa: PLC0415 - an optional dependency
+
+    finite = [value for value in values if math.isfinite(value)]
+    if max(finite) < _FEW_DECADES * min(finite):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter(NullFormatter())
+
+
 def _style(part: Part, points: int) -> Mapping[str, str | float]:
     marker = part.marker if points < _FEW_POINTS or not part.line else ""
     return {"linestyle": part.line, "marker": marker, "markersize": 4 if part.line else 9, "linewidth": 1.2}
@@ -208,9 +240,14 @@ def _style(part: Part, points: int) -> Mapping[str, str | float]:
 def _label(run: str, part: Part, *, one_run: bool, one_part: bool) -> str:
     if one_run:
         return part.label
-    if len(run) > _LONGEST_LABEL:  # runs differ in the first part of their paths, or in the last
-        run = f"{run[: _LONGEST_LABEL // 2 - 1]}…{run[-_LONGEST_LABEL // 2 :]}"
-    return run if one_part else f"{run}, {part.label}"
+    return _shortened(run) if one_part else f"{_shortened(run)}, {part.label}"
+
+
+def _shortened(run: str) -> str:
+    """A name that fits into a legend; runs differ in the first part of their paths, or in the last."""
+    if len(run) <= _LONGEST_LABEL:
+        return run
+    return f"{run[: _LONGEST_LABEL // 2 - 1]}…{run[-_LONGEST_LABEL // 2 :]}"
 
 
 def _labels(runs: Sequence[str | os.PathLike[str]]) -> list[str]:

@@ -125,7 +125,7 @@ class Engine(IgniteEngine):
     def _internal_run_legacy(self) -> State:
         return self._internal_run()  # `interrupt_resume_enabled = False` only forbids interrupt(): one loop serves both
 
-    def _loop(self, loaded: bool = False) -> Generator[State, None, State]:
+    def _loop(self, loaded: bool = False) -> Generator[State, None, State]:  # noqa: C901 - the loop, to be seen whole
         """Run epochs until the state says that it is done; yields where the run is interrupted."""
         state = self.state
         if loaded and self._is_done(state):
@@ -138,20 +138,23 @@ class Engine(IgniteEngine):
             return state
         if state.iteration == 0:
             self._progress = None
-        self.should_terminate = self.should_terminate_single_epoch = self.should_interrupt = False
+        requests = self._requests
+        requests.clear()
         self._init_timers(state)
         self._forget_times()
         begin = perf_counter()
         try:
             try:
                 self._fire_event(Events.STARTED)
-                yield from self._stop_if_asked()
+                if requests:
+                    yield from self._stop_if_asked()
                 while not self._is_done(state) and not self.should_terminate:
                     state.epoch += 1
                     epoch_begin = training_clock(state)
                     self._fire_event(Events.EPOCH_STARTED)
                     epoch_seconds = training_clock(state) - epoch_begin
-                    yield from self._stop_if_asked()
+                    if requests:
+                        yield from self._stop_if_asked()
 
                     if self._dataloader_iter is None:
                         self._setup_engine()
@@ -161,8 +164,9 @@ class Engine(IgniteEngine):
                         Events.EPOCH_COMPLETED, epoch_seconds, self.should_terminate_single_epoch
                     )
                     self.should_terminate_single_epoch = False  # the epoch is over anyway
-                    yield from self._stop_if_asked()
-                    self.logger.info("Epoch[%d] Complete. Time taken: %s", state.epoch, _clock(epoch_seconds))
+                    if requests:
+                        yield from self._stop_if_asked()
+                    self._log_time("Epoch[%d] Complete. Time taken: %s", epoch_seconds, state.epoch)
             except _TerminateRun:
                 self._fire_event(Events.TERMINATE)
             except _TerminateEpoch:
@@ -171,7 +175,7 @@ class Engine(IgniteEngine):
                     "there is no epoch to end yet. Call it from GET_BATCH_STARTED or later."
                 ) from None
             seconds = self._fire_completed(Events.COMPLETED, perf_counter() - begin, self.should_terminate)
-            self.logger.info("Engine run finished. Time taken: %s", _clock(seconds))
+            self._log_time("Engine run finished. Time taken: %s", seconds)
         except GeneratorExit:  # an interrupted run was dropped: nothing went wrong
             self._dataloader_iter = None
             raise
@@ -286,6 +290,11 @@ class Engine(IgniteEngine):
             self._fire_event(Events.INTERRUPT)
             self.should_interrupt = False
             yield self.state
+
+    def _log_time(self, message: str, seconds: float, *values: Any) -> None:
+        if self.logger.isEnabledFor(logging.INFO):  # to write the time costs as much as an epoch of no work
+            hours, minutes, seconds = _to_hours_mins_secs(seconds)
+            self.logger.info(message, *values, f"{hours:02d}:{minutes:02d}:{seconds:06.3f}")
 
     def _fire_completed(self, event: Events, seconds: float, asked_to_stop: bool | str) -> float:
         """Fire EPOCH_COMPLETED or COMPLETED unless asked to skip it; note and return the time with its handlers."""
@@ -587,11 +596,6 @@ class _FiredInFull:
 
     def fire(self, engine: Engine) -> None:
         engine._fire_event(self.event)
-
-
-def _clock(seconds: float) -> str:
-    hours, minutes, seconds = _to_hours_mins_secs(seconds)
-    return f"{hours:02d}:{minutes:02d}:{seconds:06.3f}"
 
 
 class _TerminateRun(Exception):

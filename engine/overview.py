@@ -150,12 +150,15 @@ def _owner_and_method(function: Any) -> tuple[str, str]:
     """The object with its arguments and ``.method``; for a function that is no method, nothing and its name."""
     owner = getattr(function, "__self__", None)
     if owner is not None and not isinstance(owner, (type, ModuleType)) and hasattr(function, "__name__"):
-        shown = repr(owner)
-        if shown.startswith("<"):  # an object without a representation of its own
-            shown = type(owner).__name__
-        return shown, f".{function.__name__}"
+        return _shown(owner), f".{function.__name__}"
     name = getattr(function, "__qualname__", None)
-    return "", name.replace("<locals>.", "") if name else repr(function)
+    return "", name.replace("<locals>.", "") if name else _shown(function)
+
+
+def _shown(thing: Any) -> str:
+    """An object as it represents itself or, where it does not, its class."""
+    representation = repr(thing)
+    return type(thing).__name__ if representation.startswith("<") else representation
 
 
 def _name(event: Any) -> str:

@@ -37,7 +37,7 @@ class ResumableData:
       own. In workers each batch is loaded with a seed of its own, so that random augmentation does not depend on what
       the worker did before.
     - other data with ``state_dict`` and ``load_state_dict`` (torchdata's ``StatefulDataLoader`` of an
-      ``IterableDataset``) by these.
+      ``IterableDataset``, and a loader that Accelerate has prepared around one) by these.
     - anything else by going through it again, which a warning says.
 
     Generators and numbers that are attributes of the loader's samplers and data set, such as an epoch that a sampler
@@ -353,6 +353,8 @@ def _has_workers(data: Any) -> bool:
 
 
 def _keeps_its_position(data: Any) -> bool:
+    if not getattr(data, "use_stateful_dataloader", True):  # of Accelerate: its state_dict() is an error then
+        return False
     has_state = callable(getattr(data, "state_dict", None)) and callable(getattr(data, "load_state_dict", None))
     return has_state and not _is_map_style(data)
 
@@ -361,7 +363,14 @@ def _loaded(data: Any, state: Mapping[str, Any]) -> Iterator[Any]:
     data.load_state_dict(state)
     iterator = iter(data)
     # torchdata's loader begins anew where it was at its end; here the engine is to see that end first.
-    return iter(()) if state.get("_iterator_finished") else iterator
+    return _ended(data) if state.get("_iterator_finished") else iterator
+
+
+def _ended(data: Any) -> Iterator[Any]:
+    """What is left of data that is at its end; there Accelerate's loader counts its epochs, by which it shuffles."""
+    if hasattr(data, "use_stateful_dataloader"):
+        data.iteration += 1
+    yield from ()
 
 
 def _parts_of(data: Any) -> dict[str, Any]:
@@ -381,12 +390,15 @@ def _generators_of(data: Any) -> dict[str, Any]:
 
 
 def _numbers_in(data: Any) -> dict[str, Any]:
-    """The numbers that are attributes of a loader's samplers and data set, or of other data, by name."""
+    """The numbers that are attributes of a loader's samplers and data set, or of other data, by name.
+
+    A loader that Accelerate has prepared says that it is a ``DataLoader``, but counts its epochs itself.
+    """
     return {
         f"{name}.{attribute}": value
         for name, part in _parts_of(data).items()
         for attribute, value in getattr(part, "__dict__", {}).items()
-        if type(value) in (int, float, bool) and not isinstance(part, DataLoader)
+        if type(value) in (int, float, bool) and not issubclass(type(part), DataLoader)
     }
 
 

@@ -9,7 +9,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from camshaft.engine.error_notes import note_handler
-from camshaft.engine.events import State, every_of
+from camshaft.engine.events import Events, State, every_of
 from camshaft.engine.phases import Phase
 
 if TYPE_CHECKING:
@@ -193,9 +193,10 @@ class SubscribersByEvent(dict[Any, Subscribers]):
         self.engine = weakref.ref(engine)
 
     def __missing__(self, event: Any) -> Subscribers:
-        engine = self.engine()
-        registered = engine._allowed_events if engine is not None else ()
-        event = next((known for known in registered if known == event), event)  # the same without a filter
+        if type(event) is not Events:  # else it has no filter, and every run would look for it anew
+            engine = self.engine()
+            registered = engine._allowed_events if engine is not None else ()
+            event = next((known for known in registered if known == event), event)  # the same without a filter
         subscribers = Subscribers(event, self.engine)
         super().__setitem__(event, subscribers)
         return subscribers

@@ -7,7 +7,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, TensorDataset, default_collate
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    Sampler,
+    TensorDataset,
+    default_collate,
+)
 
 from camshaft.engine.nested import rebuilt
 
@@ -80,21 +89,50 @@ class _Batches:
     """One pass; it draws random numbers when torch's iterator does, and as many."""
 
     def __init__(self, loader: TensorLoader) -> None:
-        indices: Iterable[list[int]] = loader.batch_sampler  # type: ignore[assignment]
-        self.indices = iter(indices)
+        batches: Iterable[list[int]] = loader.batch_sampler  # type: ignore[assignment]
+        self.rows = _drawn_at_once(batches) if _may_be_drawn_at_once(batches) else _drawn_in_turn(iter(batches))
         torch.empty((), dtype=torch.int64).random_(generator=loader.generator)  # the seed that workers would get
         self.whole = loader.whole
+        self.tensors = _plain_tensors(loader.whole)
         self.samples = len(loader.dataset)  # type: ignore[arg-type]
 
     def __next__(self) -> Any:
-        indices = next(self.indices)
-        rows = torch.frombuffer(array("q", indices), dtype=torch.int64)
+        rows = next(self.rows)
+        if self.tensors:
+            try:
+                return [tensor.index_select(0, rows) for tensor in self.tensors]
+            except (IndexError, RuntimeError):  # an index from behind, or a wrong one, which is told below
+                pass
+        indices = rows.tolist()
         if min(indices) < 0:  # from behind, as a list is indexed
             rows = rows + (rows < 0) * self.samples
         return _taken(self.whole, indices, rows)
 
     def __iter__(self) -> Iterator[Any]:
         return self
+
+
+def _may_be_drawn_at_once(batches: Any) -> bool:
+    """Whether nobody can tell when the indices are drawn, because the first one takes all that is random of others."""
+    order = getattr(batches, "sampler", None)
+    return type(batches) is BatchSampler and type(order) is RandomSampler and order.generator is None
+
+
+def _drawn_at_once(batches: Any) -> Iterator[torch.Tensor]:
+    """The indices of each batch: to ask the sampler for one sample at a time takes half as long as the batch itself."""
+    order = _as_tensor(list(batches.sampler))
+    left_out = len(order) % batches.batch_size if batches.drop_last else 0
+    if left_out < len(order):
+        yield from order[: len(order) - left_out].split(batches.batch_size)
+
+
+def _drawn_in_turn(batches: Iterator[list[int]]) -> Iterator[torch.Tensor]:
+    for indices in batches:
+        yield _as_tensor(indices)
+
+
+def _as_tensor(indices: list[int]) -> torch.Tensor:
+    return torch.frombuffer(array("q", indices), dtype=torch.int64)
 
 
 def _dataset_of(data: tuple[Any, ...]) -> Any:
@@ -125,6 +163,15 @@ def _put_together(dataset: Any) -> Any:
             f"TensorLoader keeps {type(dataset).__name__} as whole tensors, but its samples cannot be put together: "
             f"{str(error).splitlines()[0]} Use torch's DataLoader, which can be given a collate_fn."
         ) from error
+
+
+def _plain_tensors(whole: Any) -> list[torch.Tensor]:
+    """The tensors of a data set that is a list of nothing else in the host's memory; these need no search for others.
+
+    Only there ``index_select`` refuses an index that is out of range at once, so that it need not be looked for.
+    """
+    plain = type(whole) is list and all(type(part) is torch.Tensor and part.device.type == "cpu" for part in whole)
+    return whole if plain else []
 
 
 def _is_text(whole: Any) -> bool:

@@ -8,45 +8,25 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
-from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-from camshaft.engine.events import Events, StepEvents
-from camshaft.engine.overview import describe_function
+from ignite.engine import Engine as IgniteEngine
+
+from camshaft.engine.around import BACKWARD, DATA, FORWARD, OPTIMIZER, STEP, Around, Kind
+from camshaft.engine.events import Events
 from camshaft.engine.phases import Phase, subscribe
-from camshaft.engine.training_step import TrainingStep
-
-if TYPE_CHECKING:
-    from camshaft.engine.engine import Engine
 
 __all__ = ["Span", "Timeline"]
-
-# What lies between two events: from the last handler of the one to the first of the other.
-_PARTS: tuple[tuple[Any, str, Any], ...] = (
-    (Events.GET_BATCH_STARTED, "data loading", Events.GET_BATCH_COMPLETED),
-    (Events.ITERATION_STARTED, "step", Events.ITERATION_COMPLETED),
-    (StepEvents.FORWARD_STARTED, "forward", StepEvents.FORWARD_COMPLETED),
-    (StepEvents.BACKWARD_STARTED, "backward", StepEvents.BACKWARD_COMPLETED),
-    (StepEvents.OPTIMIZER_STEP_STARTED, "optimizer step", StepEvents.OPTIMIZER_STEP_COMPLETED),
-)
-_BEGUN_BY = {begun_by: part for begun_by, part, _ in _PARTS}
-_ENDED_BY = {ended_by: part for _, part, ended_by in _PARTS}
-_BEGIN_ANEW = (Events.GET_BATCH_STARTED, Events.EPOCH_STARTED, Events.EPOCH_COMPLETED, Events.COMPLETED)
-_GIVEN_MORE = (Events.EXCEPTION_RAISED, Events.TERMINATE_SINGLE_EPOCH)  # whose handlers get further arguments
 
 _MOST_HANDLERS = 16  # rows of the picture, those that took longest
 _LONGEST_NAME = 44  # characters beside a row
 _WIDTH = 8.0  # inches: 800 pixels
 _ROW = 0.24  # inches
 _DOTS_PER_INCH = 100
-_COLOURS = {"data loading": "C1", "step": "0.8", "forward": "C0", "backward": "C2", "optimizer step": "C3"}
+_COLOURS = {DATA: "C1", STEP: "0.8", FORWARD: "C0", BACKWARD: "C2", OPTIMIZER: "C3"}
 _COLOUR_OF_EVENTS, _COLOUR_OF_HANDLERS = "0.35", "C4"
-
-Kind = Literal["part", "event", "handler"]
 
 
 class Span(NamedTuple):
@@ -67,7 +47,7 @@ class Span(NamedTuple):
     iteration: int
 
 
-class Timeline:
+class Timeline(Around):
     """What :meth:`camshaft.Engine.timeline` records.
 
     Attributes:
@@ -90,15 +70,14 @@ class Timeline:
         True
     """
 
-    def __init__(self, engine: Engine, first: int, iterations: int) -> None:
+    def __init__(self, engine: IgniteEngine, first: int, iterations: int) -> None:
+        super().__init__()
         for name, number in (("first", first), ("iterations", iterations)):
             if not isinstance(number, int) or number < 1:
                 raise ValueError(f"A timeline's {name} is a whole number of at least 1, but got {number!r}.")
         self.spans: list[Span] = []
         self._first, self._last = first, first + iterations - 1
-        self._open: list[tuple[Kind, str, float, int]] = []  # each within the one before
-        self._undo = ExitStack()
-        self._records = False
+        self._began_at = 0.0
         self._waiting_at = Events.STARTED | Events.ITERATION_COMPLETED(every=max(1, first - 1))
         subscribe(engine, self._waiting_at, self._begin_if_due, Phase.SAVE)
         self._waits = True
@@ -222,88 +201,51 @@ class Timeline:
 
     # ------------------------------------------------------------------------------------------------ recording
 
-    def _begin_if_due(self, engine: Engine) -> None:
+    def leave(self, engine: IgniteEngine) -> None:
+        """Stop, also before it has begun."""
+        if self._waits:
+            self._stop_waiting(engine)
+        else:
+            self.step_aside()
+
+    def begin(self, kind: Kind, name: str, engine: Any) -> _Begun:
+        return _Begun(kind, name, perf_counter() - self._began_at, engine.state.iteration)
+
+    def end(self, begun: _Begun) -> None:
+        self.spans.append(Span(begun.kind, begun.name, begun.at, perf_counter() - self._began_at, begun.iteration))
+
+    def before_event(self, event: Any, engine: Any) -> None:
+        begins = {Events.GET_BATCH_STARTED: 1, Events.EPOCH_STARTED: 1, Events.ITERATION_STARTED: 0}
+        if event in begins and engine.state.iteration + begins[event] > self._last:
+            self.step_aside()
+
+    def after_event(self, event: Any, engine: Any) -> None:
+        if event == Events.COMPLETED:
+            self.step_aside()
+
+    def _begin_if_due(self, engine: IgniteEngine) -> None:
         iteration = engine.state.iteration
         if iteration + 1 < self._first or not self._waits:
             return
-        self._waits = False
-        engine.remove_event_handler(self._begin_if_due, Events.STARTED)
-        engine.remove_event_handler(self._begin_if_due, Events.ITERATION_COMPLETED)
+        self._stop_waiting(engine)
         self._last += iteration + 1 - self._first  # a run that goes on beyond its first one begins where it is
         self._first = iteration + 1
-        self._stand_around(engine)
-        self._records, self._began_at = True, perf_counter()
+        self._began_at = perf_counter()
+        self.stand_around(engine)
 
-    def _stand_around(self, engine: Engine) -> None:
-        for subscribers in list(engine._event_handlers.values()):
-            for subscriber in (*subscribers.prompt, *subscribers.late):
-                self._undo.callback(setattr, subscriber, "function", subscriber.function)
-                handler = getattr(subscriber.function, "_parent", lambda: subscriber.function)()  # noqa: B023 - at once
-                subscriber.function = partial(self._call, engine, describe_function(handler), subscriber.function)
-        listened_to = [event for event, subscribers in engine._event_handlers.items() if subscribers]
-        parts = [event for event in (*_BEGUN_BY, *_ENDED_BY) if event not in StepEvents]
-        if isinstance(engine._process_function, TrainingStep):
-            parts += StepEvents
-        always = (Events.EPOCH_STARTED, Events.EPOCH_COMPLETED, Events.COMPLETED)
-        for event in dict.fromkeys([*always, *parts, *listened_to]):
-            if event not in _GIVEN_MORE:
-                for method, phase in ((self._before, Phase.CHECK), (self._after, Phase.SAVE)):
-                    function = partial(method, event)
-                    subscribe(engine, event, function, phase)
-                    self._undo.callback(engine.remove_event_handler, function, event)
+    def _stop_waiting(self, engine: IgniteEngine) -> None:
+        self._waits = False
+        for event in self._waiting_at:
+            engine.remove_event_handler(self._begin_if_due, event)
 
-    def _before(self, event: Any, engine: Engine) -> None:
-        """The first at every event."""
-        begins = {Events.GET_BATCH_STARTED: 1, Events.EPOCH_STARTED: 1, Events.ITERATION_STARTED: 0}
-        if event in begins and engine.state.iteration + begins[event] > self._last:
-            self._end()
-        if not self._records:
-            return
-        self._close(_ENDED_BY.get(event))
-        if event in _BEGIN_ANEW:  # whatever an error or terminate() has left open
-            self._close_to(0)
-        self._begin("event", event.name, engine)
 
-    def _after(self, event: Any, engine: Engine) -> None:
-        """The last at every event."""
-        if not self._records:
-            return
-        self._close(event.name)
-        if event in _BEGUN_BY:
-            self._begin("part", _BEGUN_BY[event], engine)
-        elif event == Events.COMPLETED:
-            self._end()
+class _Begun(NamedTuple):
+    """A span that has not ended."""
 
-    def _call(self, engine: Engine, name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Call a handler; what an error leaves open within ends with it."""
-        if not self._records:
-            return function(*args, **kwargs)
-        depth = len(self._open)
-        self._begin("handler", name, engine)
-        try:
-            return function(*args, **kwargs)
-        finally:
-            self._close_to(depth)
-
-    def _begin(self, kind: Kind, name: str, engine: Engine) -> None:
-        self._open.append((kind, name, perf_counter() - self._began_at, engine.state.iteration))
-
-    def _close(self, name: str | None) -> None:
-        """End what has this name, and what is open within; nothing if there is none."""
-        depths = [depth for depth, (_, open_name, *_) in enumerate(self._open) if open_name == name]
-        if depths:
-            self._close_to(depths[-1])
-
-    def _close_to(self, depth: int) -> None:
-        now = perf_counter() - self._began_at
-        while len(self._open) > depth:
-            kind, name, begin, iteration = self._open.pop()
-            self.spans.append(Span(kind, name, begin, now, iteration))
-
-    def _end(self) -> None:
-        self._close_to(0)
-        self._records = False
-        self._undo.close()
+    kind: Kind
+    name: str
+    at: float
+    iteration: int
 
 
 def _shortened(name: str) -> str:

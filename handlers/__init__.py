@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from camshaft.handlers.ema import EMA
     from camshaft.handlers.evaluate import Evaluate
     from camshaft.handlers.fast_dev_run import FastDevRun
+    from camshaft.handlers.freeze import Freeze
     from camshaft.handlers.fully_sharded import FullySharded
     from camshaft.handlers.gradient_accumulation import GradientAccumulation
     from camshaft.handlers.gradient_clipping import GradientClipping
@@ -61,6 +62,7 @@ __all__ = [
     "EarlyStopping",
     "Evaluate",
     "FastDevRun",
+    "Freeze",
     "FullySharded",
     "GradientAccumulation",
     "GradientClipping",
@@ -102,6 +104,7 @@ _modules = {
     "EarlyStopping": "early_stopping",
     "Evaluate": "evaluate",
     "FastDevRun": "fast_dev_run",
+    "Freeze": "freeze",
     "FullySharded": "fully_sharded",
     "GradientAccumulation": "gradient_accumulation",
     "GradientClipping": "gradient_clipping",

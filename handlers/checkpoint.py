@@ -223,7 +223,7 @@ class Checkpoint(Handler):
     def save_finished(self, engine: IgniteEngine) -> None:
         """Save the end of the run, and wait until it is on the disk."""
         self._save(engine, ",finished")
-        self._wait_for_writing()
+        self.wait()
         self._let_go()
 
     def save_now(self, engine: IgniteEngine) -> None:
@@ -236,7 +236,7 @@ class Checkpoint(Handler):
             self._save(engine)
         elif isinstance(engine, Engine):
             self._save(engine, rest=(Events.EPOCH_COMPLETED.name, Phase.CHECK))
-        self._wait_for_writing()
+        self.wait()
 
     def note_before_evaluation(self, engine: Any, event: str) -> None:
         """Note, as a validation at ``event`` begins, what it will change, so that it can be left and done again."""
@@ -265,7 +265,7 @@ class Checkpoint(Handler):
             noted = dict(self._before_evaluation)
             del noted["iteration"]
             self._save(engine, rest=(noted.pop("event"), Phase.EVALUATE), noted=noted)
-            self._wait_for_writing()
+            self.wait()
 
     def _epoch_is_full(self, engine: Any) -> bool:
         if self._epoch_began_at is None:
@@ -350,7 +350,12 @@ class Checkpoint(Handler):
                 raise
             warnings.warn(f"{error} The run goes on without it.", stacklevel=2)
 
-    def _wait_for_writing(self) -> None:
+    def wait(self) -> None:
+        """Return when the last checkpoint is on the disk; there is something to wait for where it is ``asynchronous``.
+
+        Raises:
+            OSError: it could not be written, and ``on_error`` is ``"raise"``.
+        """
         if self._writer is not None:
             self._attempt(self._writer.wait)
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from ignite.engine import Engine as IgniteEngine
+from ignite.metrics import MetricsLambda
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler as TorchScheduler
 
@@ -107,7 +108,9 @@ def warn_of_forgotten(engine: IgniteEngine, kept: Mapping[str, Any], directory: 
         for kind in (TorchScheduler, torch.optim.lr_scheduler.ReduceLROnPlateau, torch.amp.GradScaler):
             used.update(used_by(function, kind))
     known = {
-        id(part) for thing in kept.values() for part in (thing.modules() if isinstance(thing, nn.Module) else [thing])
+        id(part)
+        for thing in kept.values()
+        for part in (thing.modules() if isinstance(thing, nn.Module) else [thing, unwrapped(thing)])
     }
     for name, thing in used.items():
         has_state = not isinstance(thing, nn.Module) or bool(thing.state_dict())
@@ -240,8 +243,12 @@ def _attached_functions(engine: IgniteEngine) -> Iterator[Callable[..., Any]]:
 
 
 def _is_ignites_and_keeps_state(thing: Any) -> bool:
-    """Whether a handler that is not ours has a state to keep; modules and optimizers are the user's to name."""
-    return keeps_state(thing) and not isinstance(thing, (Handler, IgniteEngine, nn.Module, torch.optim.Optimizer))
+    """Whether a handler that is not ours has a state to keep; modules and optimizers are the user's to name.
+
+    What a ``MetricsLambda`` is computed of is attached itself, and gathers; its own state Ignite cannot always make.
+    """
+    others = (Handler, IgniteEngine, MetricsLambda, nn.Module, torch.optim.Optimizer)
+    return keeps_state(thing) and not isinstance(thing, others)
 
 
 def _numpy_generators() -> tuple[type, ...]:

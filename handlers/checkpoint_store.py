@@ -206,10 +206,9 @@ class CheckpointStore:
             except OSError as error:
                 raise BrokenCheckpointError(f"The checkpoint {path} is broken: {_reason(error)}.") from error
             if digest != expected["sha256"]:
-                raise BrokenCheckpointError(
-                    f"The checkpoint {path} is broken: {name} is not what was written ({expected['bytes']} bytes were "
-                    f"written, {size} are there)."
-                )
+                written = expected["bytes"]
+                how = f"{written} bytes were written, {size} are there" if size != written else "its digest is another"
+                raise BrokenCheckpointError(f"The checkpoint {path} is broken: {name} is not what was written ({how}).")
 
     def list(self) -> list[SavedCheckpoint]:
         """All checkpoints whose metadata is whole, the oldest first; their states are not read."""

@@ -17,6 +17,7 @@ from ignite.engine import Engine as IgniteEngine
 
 from camshaft.engine.distributed import world_size
 from camshaft.engine.events import Events, StepEvents
+from camshaft.engine.loading_ahead import pause_loading
 from camshaft.engine.nested import rebuilt
 from camshaft.engine.overview import describe_function
 from camshaft.engine.phases import Phase
@@ -115,7 +116,7 @@ class CUDAGraph(Handler):
         (self._optimizer_step,) = optimizer_steps_of(engine)
         self._device = device_of(engine)
         make_capturable(self._optimizer_step.optimizers, self._device)
-        self._clippings = [handler for handler in handlers_of(engine) if isinstance(handler, GradientClipping)]
+        self._clips = any(isinstance(handler, GradientClipping) for handler in handlers_of(engine))
         self._rates.let_go()
         self._rates = _Rates(self._optimizer_step.optimizers, self._device)
         self._recording = self._before = None
@@ -183,6 +184,7 @@ class CUDAGraph(Handler):
         if self._step.called_by_hand:
             raise ValueError(f"{self!r}: the step calls its OptimizerStep itself; let it return the loss instead.")
         self._recording = None  # its memory is free for the next
+        pause_loading(engine)  # a thread that copies to the device meanwhile would break the recording
         static = StaticBatch(batch)
         settings = self._rates.settings()
         try:
@@ -205,16 +207,14 @@ class CUDAGraph(Handler):
             raise RuntimeError("it returned None, to skip a batch")
         loss, _ = step._loss_of(output)
         loss.backward()
-        step.stepping = optimizer_step
-        for clipping in self._clippings:
-            clipping.clip(engine)
-        step.stepping = None
+        optimizer_step.step_weights(engine, self._step_on_device)
+        return without_graph(output), engine.state.metrics["gradient_norm"] if self._clips else None
+
+    def _step_on_device(self) -> None:
+        """The optimizers' steps without their hooks, and with the learning rates in tensors."""
         with torch.no_grad(), self._rates.as_tensors():
-            for optimizer in optimizer_step.optimizers:
+            for optimizer in self._optimizer_step.optimizers:
                 inspect.unwrap(type(optimizer).step)(optimizer)
-        for optimizer in optimizer_step.optimizers:
-            optimizer.zero_grad()
-        return without_graph(output), engine.state.metrics["gradient_norm"] if self._clippings else None
 
 
 class _Recording(NamedTuple):

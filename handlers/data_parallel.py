@@ -103,15 +103,18 @@ class DataParallel(Handler):
         if world_size() == 1:
             return
         self._step = TrainingStep.of(engine)
-        if self._wrapped is None:
+        if self.exchange not in self._step.exchanges:
             device = device_of(engine)
             self.model.to(device)  # whichever of this handler and Device comes first
-            device_ids = None if device.type == "cpu" else [device]
-            base = type(self.model)
-            self._wrapped = _Wrapper(_Direct(self.model, base), device_ids=device_ids, **self.options)
-            self._wrapped.settle_buckets()
             self._frozen = {id(parameter) for parameter in self.model.parameters() if not parameter.requires_grad}
-            self.model.__class__ = _parallel(base, weakref.ref(self))
+            if all(id(parameter) in self._frozen for parameter in self.model.parameters()):
+                broadcast_tensors([*self.model.parameters(), *self.model.buffers()])  # torch wraps no such model
+            else:
+                device_ids = None if device.type == "cpu" else [device]
+                base = type(self.model)
+                self._wrapped = _Wrapper(_Direct(self.model, base), device_ids=device_ids, **self.options)
+                self._wrapped.settle_buckets()
+                self.model.__class__ = _parallel(base, weakref.ref(self))
             self._step.exchanges.append(self.exchange)
 
     def choose_exchange(self) -> None:
@@ -162,13 +165,15 @@ class DataParallel(Handler):
 
     def take_buffers_of_first_process(self) -> None:
         """Between epochs, all have the buffers of the first process, such as the statistics of batch normalisation."""
-        if self._wrapped is not None and self._wrapped.broadcast_buffers:
+        if world_size() > 1 and self.options.get("broadcast_buffers", True):
             broadcast_tensors(self.model.buffers())
 
     def detach(self, engine: IgniteEngine) -> None:
         super().detach(engine)
+        step = TrainingStep.of(engine)
+        if self.exchange in step.exchanges:
+            step.exchanges.remove(self.exchange)
         if self._wrapped is not None:
-            self._step.exchanges.remove(self.exchange)
             self.model.__class__ = type(self.model).__mro__[1]
             self._wrapped = None
 

@@ -46,7 +46,7 @@ class DistributedSampling(Handler):
     - Of a loader without batches (``batch_size=None``), and of an ``IterableDataset``, each process goes through all
       and takes its turn, in the same way, unless ``split_iterable=False`` says that the data set does so itself.
     - A loader whose sampler is distributed already, which shows in ``num_replicas`` or ``set_epoch``, is left alone but
-      for ``set_epoch`` at each epoch.
+      for ``set_epoch`` at each epoch; one that Accelerate has prepared is left alone.
 
     Args:
         split_iterable: whether to share what an ``IterableDataset`` gives.
@@ -105,6 +105,8 @@ class DistributedSampling(Handler):
         """Tell the epoch, counted from 0, to whatever draws an order by it."""
         if world_size() == 1:
             return
+        if hasattr(engine.state.dataloader, "use_stateful_dataloader"):  # Accelerate's, which counts by itself
+            return
         for part in (*_samplers(engine.state.dataloader), getattr(engine.state.dataloader, "dataset", None)):
             if callable(getattr(part, "set_epoch", None)):
                 part.set_epoch(engine.state.epoch - 1)
@@ -117,7 +119,8 @@ class DistributedSampling(Handler):
         return self._shared[id(data), even][1]
 
     def _new_share_of(self, data: Any, even: bool) -> Any:
-        if not isinstance(data, DataLoader) or any(_is_distributed(sampler) for sampler in _samplers(data)):
+        # By its type, since a loader that Accelerate has prepared, and shared already, says that it is a DataLoader.
+        if not issubclass(type(data), DataLoader) or any(_is_distributed(sampler) for sampler in _samplers(data)):
             return data
         if isinstance(data.dataset, IterableDataset):
             return _TurnsOf(data, even) if self.split_iterable else data

@@ -282,8 +282,10 @@ class EMA(Handler):
         self._loaded = state_dict
 
 
-def unwrapped(module: nn.Module) -> nn.Module:
+def unwrapped(thing: Any) -> Any:
     """The module that was compiled or wrapped for distributed training, whose names are the user's.
+
+    Of what Accelerate has prepared, also the optimizer or the schedule.
 
     Example:
         >>> model = nn.Linear(2, 1)
@@ -291,12 +293,17 @@ def unwrapped(module: nn.Module) -> nn.Module:
         True
     """
     while True:
-        if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            module = module.module
-        elif isinstance(getattr(module, "_orig_mod", None), nn.Module):
-            module = module._orig_mod  # type: ignore[assignment]
+        if isinstance(thing, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            thing = thing.module
+        elif isinstance(getattr(thing, "_orig_mod", None), nn.Module):
+            thing = thing._orig_mod
+        elif type(thing).__name__ in _ACCELERATES and type(thing).__module__.startswith("accelerate."):
+            thing = getattr(thing, _ACCELERATES[type(thing).__name__])
         else:
-            return module
+            return thing
+
+
+_ACCELERATES = {"AcceleratedOptimizer": "optimizer", "AcceleratedScheduler": "scheduler"}
 
 
 def _named_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

@@ -25,7 +25,8 @@ class GradientAccumulation(Handler):
         micro_batches: batches in one optimizer step.
         weight: where batches count differently, the entry of the step's returned mapping that holds the weight of its
             loss, such as the number of tokens the loss is the mean of: the gradient is then the mean over all tokens of
-            the group, not the mean of means.
+            the group, on all processes, not the mean of means. ``GradientAccumulation(1, weight=…)`` weighs the
+            processes' batches. Where a whole group has no weight, its gradients are zero.
 
     Raises:
         ValueError: ``micro_batches`` is not a positive integer; when the run starts, if no ``OptimizerStep`` is

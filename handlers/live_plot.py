@@ -5,13 +5,14 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from camshaft.curves import Curves, draw_curves
+from camshaft.engine.notebook import notebook_shell
 from camshaft.handlers.logger import Logger, Record, check_directory
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ class LivePlot(Logger):
         >>> directory.cleanup()
     """
 
+    writes_in_background = False  # matplotlib draws in one thread at a time, and a notebook shows what the cell's does
+
     def __init__(
         self,
         picture: str | os.PathLike[str] | None = None,
@@ -61,7 +64,7 @@ class LivePlot(Logger):
         self._in_notebook: Any = None  # IPython's handle on what is shown
 
     def check_destination(self) -> None:
-        if self._show is None and self.path is None and _ipython() is None:
+        if self._show is None and self.path is None and notebook_shell() is None:
             raise ValueError(
                 "LivePlot has nowhere to show its picture: this is no notebook. Name a file, as in "
                 "LivePlot('curves.png')."
@@ -93,11 +96,14 @@ class LivePlot(Logger):
             figure.savefig(beside, dpi=100)
             beside.replace(self.path)
         elif self._show is None:
+            png = BytesIO()  # the figure itself is shown as text unless something has imported pyplot
+            figure.savefig(png, format="png", dpi=100)
+            shown = import_module("IPython.display")  # it is there: this is a notebook
+            picture = shown.Image(png.getvalue())
             if self._in_notebook is None:
-                display = import_module("IPython.display").display  # it is there: this is a notebook
-                self._in_notebook = display(figure, display_id=True)
+                self._in_notebook = shown.display(picture, display_id=True)
             else:
-                self._in_notebook.update(figure)
+                self._in_notebook.update(picture)
 
     def close(self) -> None:
         self._in_notebook = None  # the next run has a picture of its own
@@ -113,10 +119,3 @@ class LivePlot(Logger):
             name: [(int(iteration), value) for iteration, value in curve]
             for name, curve in state_dict["curves"].items()
         }
-
-
-def _ipython() -> Any:
-    """The shell of a notebook, if this process is one's."""
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None else None
-    return shell if hasattr(shell, "kernel") else None

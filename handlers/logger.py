@@ -18,9 +18,10 @@ import tempfile
 import time
 import weakref
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import ignite.distributed as idist
 import torch
@@ -35,6 +36,7 @@ from camshaft.handlers.handler import Handler, On, handlers_of
 from camshaft.handlers.monitor import metrics_of, outputs_of, weight_of_output
 from camshaft.handlers.optimizer_step import OptimizerStep
 from camshaft.handlers.scalars import Scalars
+from camshaft.handlers.writer_thread import WriterThread
 
 __all__ = ["Logger", "Record"]
 
@@ -69,10 +71,14 @@ class Logger(Handler):
     ``learning_rate``; with several optimizers or groups of parameters it is ``learning_rate/generator_step``,
     ``learning_rate/0`` and so on.
 
-    Values stay tensors, copied on their device, and are fetched together when they are written: at the end of an epoch
-    and of the run, before a checkpoint, at an error, after 100 records or half a minute. Attach it on every process of
-    a distributed run: the first alone writes, the means over all processes, which are gathered when it does. What it
-    writes at an error is its own.
+    Values stay tensors, copied on their device, and are fetched together: at the end of an epoch and of the run, before
+    a checkpoint, at an error, after 100 records or half a minute. Attach it on every process of a distributed run: the
+    first alone writes, the means over all processes, which are gathered when it fetches. What it writes at an error is
+    its own.
+
+    A thread writes what was fetched, in order, while the training goes on. All of it is written when a checkpoint is
+    made, when the run ends, is interrupted or fails, and when :meth:`flush` returns. An error in writing is raised in
+    the thread that trains, the next time that it hands over records.
 
     Args:
         every: record what the step returns at each N-th iteration, 50 by default, and at the end of an epoch that had
@@ -97,6 +103,9 @@ class Logger(Handler):
     path: Path | None = None
     """The file or directory that it writes to, if that is what it does."""
 
+    writes_in_background: ClassVar[bool] = True
+    """Whether :meth:`write` is called by a thread of the logger's own, or by the one that trains."""
+
     def __init__(self, *, every: int = 50) -> None:
         if not every > 0:
             raise ValueError(f"{type(self).__name__} records every so many iterations, but got every={every!r}.")
@@ -120,6 +129,7 @@ class Logger(Handler):
         self._written_at = 0.0
         self._writes = self._is_open = False
         self._is_one_of_several = False
+        self._thread: WriterThread | None = None  # while it is open
         self._agreement: Agreement | None = None  # with the other processes, on when to write
         self._learning_rates: dict[str, Any] = {}
         self._seen: dict[str, tuple[Any, int | None, int]] = {}
@@ -139,7 +149,10 @@ class Logger(Handler):
         """
 
     def write(self, records: list[Record]) -> None:
-        """Write records, in order; their values are plain numbers."""
+        """Write records, in order; their values are plain numbers.
+
+        A thread calls it, once at a time, and no other method here while it does; see ``writes_in_background``.
+        """
         raise NotImplementedError(f"{type(self).__name__} does not say how it writes: override write(records).")
 
     def close(self) -> None:
@@ -201,7 +214,7 @@ class Logger(Handler):
         self._add(engine, {**outputs, **self._learning_rates})
         self._recorded += 1
         if self._recorded >= _MOST_WAITING or self._is_time_to_write():
-            self.flush()
+            self._hand_over()
 
     def record_epoch(self, engine: Any) -> None:
         """Record the metrics of an epoch, and its last iteration if none was recorded; then write."""
@@ -213,13 +226,13 @@ class Logger(Handler):
             values = {name: _kept(value) for name, value in outputs_of(engine).items()}
             values.update(_learning_rates(self._optimizers))
         self._add(engine, values, epoch_is_over=True)
-        self.flush()
+        self._hand_over()
 
     def finish(self, engine: Any) -> None:
         """Record what the end of the run has added, such as a test, and close."""
         if self._records:
             self._add(engine, {})
-            self.flush()
+            self._hand_over()
             self._close()
 
     def stop(self, engine: Any) -> None:
@@ -239,7 +252,12 @@ class Logger(Handler):
                 engine.logger.warning("%r could not write its last records: %s", self, second)
 
     def flush(self) -> None:
-        """Fetch what waits and write it; of several processes all do so at the same point."""
+        """Return when all that was recorded is written; of several processes all call it at the same point."""
+        self._hand_over()
+        self._wait()
+
+    def _hand_over(self) -> None:
+        """Fetch what waits, and have it written."""
         fetched = self._fetch()
         of_processes = gather_on_first(fetched) if self._is_one_of_several else [fetched]
         self._write(averaged(of_processes if of_processes is not None else [fetched]))
@@ -259,9 +277,23 @@ class Logger(Handler):
             return
         if not self._is_open:  # a checkpoint was brought back in the middle of the run
             self._open(records[0].iteration - 1)
+        self._do(partial(self._write_now, records))
+
+    def _write_now(self, records: list[Record]) -> None:
         if self._writes:
             self.write(records)
         self.records_written = (self.records_written or 0) + len(records)
+
+    def _do(self, call: Callable[[], object]) -> None:
+        """Call what writes, in the order in which this is called."""
+        if self._thread is not None:
+            self._thread.do(call)
+        else:
+            call()
+
+    def _wait(self) -> None:
+        if self._thread is not None:
+            self._thread.wait()
 
     def _is_time_to_write(self) -> bool:
         if self._agreement is None:
@@ -274,16 +306,27 @@ class Logger(Handler):
         return time.monotonic() - self._written_at > _LONGEST_WAIT
 
     def _open(self, iteration: int) -> None:
+        self._end_thread()  # of a run that was given up
         if self._writes:
             self.open(iteration)
+            if self.writes_in_background:
+                self._thread = WriterThread(type(self).__name__)
         self.records_written = self.records_written or 0
         self._written_at = time.monotonic()
         self._is_open = True
 
     def _close(self) -> None:
         self._is_open = False
-        if self._writes:
-            self.close()
+        try:
+            self._end_thread()
+        finally:
+            if self._writes:
+                self.close()
+
+    def _end_thread(self) -> None:
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.end()
 
     def _add(self, engine: Any, values: dict[str, Any], *, epoch_is_over: bool = False) -> None:
         """Let a record of ``values`` and of the new metrics wait; a metric made earlier gets one before."""
@@ -327,6 +370,7 @@ class Logger(Handler):
         return {"records_written": self.records_written, "epoch_recorded": self._epoch_recorded, "seen": seen}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        self._wait()
         self._waiting, self._weights = [], []
         self._epoch_recorded = state_dict["epoch_recorded"]
         if not self._is_open:

@@ -68,7 +68,8 @@ class LRScheduler(Handler):
         if not isinstance(scheduler, (lr_scheduler.LRScheduler, lr_scheduler.ReduceLROnPlateau)):
             raise TypeError(
                 f"LRScheduler takes a scheduler of torch.optim.lr_scheduler, but got {scheduler!r}. One of Ignite's is "
-                "attached by itself: engine.add_event_handler(Events.ITERATION_STARTED, scheduler)."
+                "attached by itself: engine.add_event_handler(Events.ITERATION_STARTED, scheduler). Of one that "
+                "Accelerate has prepared, pass what it was prepared from, or step it in the step."
             )
         if per not in ("epoch", "step"):
             raise ValueError(f"A schedule steps per 'epoch' or per 'step', not per {per!r}; at= takes any event.")

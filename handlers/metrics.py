@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from ignite.engine import Engine as IgniteEngine
 from ignite.metrics import Metric as IgniteMetric
+from ignite.metrics import MetricsLambda
 from ignite.metrics.metric import BatchWise, EpochWise, MetricUsage
 
 from camshaft.engine.events import Events
@@ -147,7 +148,7 @@ class Metrics(Handler):
         for name, metric, usage in self._ignite_metrics():
             passing = type(usage) is BatchWise or (type(usage) is EpochWise and name in self._complete)
             if not passing:
-                kept[name] = metric.state_dict()
+                kept[name] = _state_of_ignites(metric)
         for name, collection in self._torchmetrics.items():
             if name not in self._complete:
                 kept[name] = {part: _state_of(inner) for part, inner in _parts_of(collection)}
@@ -157,7 +158,10 @@ class Metrics(Handler):
         self._produced_at.update(state_dict["produced_at"])
         for name, state in state_dict["metrics"].items():
             metric = self.metrics[name]
-            if isinstance(metric, IgniteMetric):
+            if isinstance(metric, MetricsLambda):
+                for gathering, gathered in zip(_gathering(metric), state, strict=True):
+                    gathering.load_state_dict(gathered)
+            elif isinstance(metric, IgniteMetric):
                 metric.load_state_dict(state)
             else:
                 for part, inner in _parts_of(metric):
@@ -169,6 +173,22 @@ class Metrics(Handler):
             if isinstance(metric, IgniteMetric):
                 default = inspect.signature(metric.attach).parameters["usage"].default
                 yield name, metric, metric._check_usage(default if self.usage is None else self.usage)
+
+
+def _state_of_ignites(metric: IgniteMetric) -> Any:
+    if isinstance(metric, MetricsLambda):
+        return [part.state_dict() for part in _gathering(metric)]
+    return metric.state_dict()
+
+
+def _gathering(metric: IgniteMetric) -> Iterator[IgniteMetric]:
+    """The metrics that one is computed of by functions, whose arguments Ignite cannot always keep, as in ``mIoU``."""
+    if isinstance(metric, MetricsLambda):
+        for argument in (*metric.args, *metric.kwargs.values()):
+            if isinstance(argument, IgniteMetric):
+                yield from _gathering(argument)
+    else:
+        yield metric
 
 
 def _parts_of(metric: Any) -> Iterator[tuple[str, TorchMetric]]:

@@ -14,8 +14,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from ignite.engine import Engine as IgniteEngine
 
+from camshaft.engine.distributed import world_size
 from camshaft.engine.events import Events, StepEvents
 from camshaft.engine.phases import Phase
 from camshaft.engine.sharded import part_here, sharded_like
@@ -54,8 +56,8 @@ class OptimizerStep(Handler):
 
     Raises:
         TypeError: no optimizer, or something else.
-        ValueError: LBFGS or the like beside another optimizer; it is attached to another engine; when the run starts,
-            if two of an engine share parameters.
+        ValueError: LBFGS or the like beside another optimizer; one whose gradients Accelerate scales or shards; it is
+            attached to another engine; when the run starts, if two of an engine share parameters.
 
     Example:
         >>> from camshaft import Engine
@@ -77,6 +79,7 @@ class OptimizerStep(Handler):
         for optimizer in optimizers:
             if not isinstance(optimizer, torch.optim.Optimizer):
                 raise TypeError(f"OptimizerStep takes optimizers of torch.optim, but got {optimizer!r}.")
+        optimizers = tuple(map(_unprepared, optimizers))
         if not optimizers:
             raise TypeError("OptimizerStep needs an optimizer: OptimizerStep(torch.optim.AdamW(model.parameters())).")
         self.optimizers = optimizers
@@ -230,25 +233,38 @@ class OptimizerStep(Handler):
         self._micro_batches = 0
         self.steps += 1
         engine.state.optimizer_step = self.steps
-        step.stepping = self
+        self.step_weights(engine, lambda: self._step_optimizers(engine, closure))
+
+    def step_weights(self, engine: Any, step_optimizers: Callable[[], None]) -> None:
+        """Call what comes before a step, such as clipping, then ``step_optimizers``, and drop the gradients.
+
+        This is the part of a step that ``CUDAGraph`` records, with the optimizers' steps in a form of its own.
+        """
+        self._step.stepping = self
         if self._step_started:
             self._step_started.fire(engine)
+        step_optimizers()
+        self._step.stepping = None
+        self._zero_grad()
+
+    def _step_optimizers(self, engine: Any, closure: Callable[[], torch.Tensor] | None) -> None:
+        """Let each optimizer make its step, and call what listens to that, unless a gradient has overflowed."""
         if self.scaler is not None and not self._scaled_step(self.scaler):
             self.steps -= 1
             engine.state.optimizer_step = self.steps
-        else:
-            if self.scaler is None:
-                for optimizer in self.optimizers:
-                    optimizer.step() if closure is None else optimizer.step(closure)  # type: ignore[arg-type]
-            if self._step_completed:
-                self._step_completed.fire(engine)
-        step.stepping = None
-        self._zero_grad()
+            return
+        if self.scaler is None:
+            for optimizer in self.optimizers:
+                optimizer.step() if closure is None else optimizer.step(closure)  # type: ignore[arg-type]
+        if self._step_completed:
+            self._step_completed.fire(engine)
 
     def _scaled_step(self, scaler: torch.amp.GradScaler) -> bool:
         """Make the step unless a gradient overflowed, and adapt the scale; tells whether any optimizer stepped."""
         stepped: list[torch.optim.Optimizer] = []
         for optimizer in self.optimizers:
+            if not any(parameter.grad is not None for group in optimizer.param_groups for parameter in group["params"]):
+                continue  # all of its parameters are frozen, which torch refuses
             hook = optimizer.register_step_post_hook(lambda optimizer, *_: stepped.append(optimizer))
             scaler.step(optimizer)
             hook.remove()
@@ -282,7 +298,7 @@ class OptimizerStep(Handler):
     def _normalise(self, step: TrainingStep) -> None:
         """Turn the sum over the group into its mean: over the weights, or over fewer micro-batches than expected."""
         if step.weight_key is not None:
-            factor = 1 / self._weight
+            factor = self._one_by_weight(step)
             self._weight = 0.0
         elif self._micro_batches != step.group_size:
             factor = step.group_size / self._micro_batches
@@ -291,6 +307,19 @@ class OptimizerStep(Handler):
         gradients = [part_here(parameter.grad) for parameter in self.parameters if parameter.grad is not None]
         if gradients:
             torch._foreach_mul_(gradients, factor)
+
+    def _one_by_weight(self, step: TrainingStep) -> Any:
+        """What to multiply the weighted sum over the group with; zero where nothing in it has a weight.
+
+        With several processes the sum is by now the mean over them, so it is divided by the mean of their weights.
+        """
+        weight = self._weight
+        if step.exchanges:
+            weight = torch.as_tensor(weight, dtype=torch.float64, device=self.parameters[0].device) / world_size()
+            dist.all_reduce(weight)
+        if isinstance(weight, torch.Tensor):  # nobody waits to know its value
+            return torch.where(weight == 0, 0.0, 1 / weight)
+        return 1 / weight if weight else 0.0
 
     def state_dict(self) -> dict[str, Any]:
         """The number of steps and, within a group of micro-batches, what is added up so far."""
@@ -349,6 +378,21 @@ def _backward(loss: torch.Tensor, seed: torch.Tensor) -> None:
         loss.backward(seed)
     else:
         _run_backward((loss,), (seed,), False, False, (), allow_unreachable=True, accumulate_grad=True)
+
+
+def _unprepared(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The optimizer itself, of one that Accelerate has prepared: the wrapper's part is done here."""
+    if not type(optimizer).__module__.startswith("accelerate."):
+        return optimizer
+    inner: Any = getattr(optimizer, "optimizer", None)
+    if type(optimizer).__name__ != "AcceleratedOptimizer" or getattr(optimizer, "scaler", None) is not None:
+        raise ValueError(
+            f"OptimizerStep cannot do the backward for a {type(optimizer).__name__} whose gradients Accelerate scales "
+            "or shards. Let the step do accelerator.backward(loss) and optimizer.step() itself and leave OptimizerStep "
+            "out, or make the Accelerator without mixed_precision='fp16' and attach AMP('fp16')."
+        )
+    prepared: torch.optim.Optimizer = inner
+    return prepared
 
 
 def _is_ignites_training_step(function: Any) -> bool:

@@ -25,6 +25,7 @@ from ignite.engine import Engine as IgniteEngine
 
 from camshaft.engine.agreement import Agreement
 from camshaft.engine.events import Events
+from camshaft.engine.notebook import notebook_shell
 from camshaft.engine.phases import Phase, events_in, subscribe
 from camshaft.handlers.checkpoint import Checkpoint
 from camshaft.handlers.evaluate import Evaluate
@@ -218,7 +219,7 @@ def _is_interactive() -> bool:
     A prompt has set ``sys.ps1``; so has one that a script once opened within itself and left, but a script has a file.
     """
     at_prompt = hasattr(sys, "ps1") and not hasattr(sys.modules.get("__main__"), "__file__")
-    return at_prompt or "ipykernel" in sys.modules
+    return at_prompt or notebook_shell() is not None
 
 
 def _checkpoints_of(engine: IgniteEngine) -> list[Checkpoint]:

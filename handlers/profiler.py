@@ -18,42 +18,23 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from ignite.engine import Engine as IgniteEngine
 from torch.profiler import record_function
 
+from camshaft.engine.around import BACKWARD, DATA, FORWARD, OPTIMIZER, PARTS, STEP, Around, Kind
 from camshaft.engine.distributed import rank, world_size
-from camshaft.engine.events import STEP_EVENT_ATTRIBUTES, Events, StepEvents
-from camshaft.engine.overview import describe_function
+from camshaft.engine.events import Events
 from camshaft.engine.phases import Phase, subscribe
-from camshaft.engine.training_step import TrainingStep
 from camshaft.handlers.handler import Handler, On
-
-if TYPE_CHECKING:
-    from camshaft.engine.subscribers import Subscriber
 
 __all__ = ["Profiler"]
 
-DATA, FORWARD, BACKWARD, OPTIMIZER, STEP = "data loading", "forward", "backward", "optimizer step", "step"
 REST = "engine and the rest"
-
-# The parts of an iteration, each from the last handler of one event to the first handler of another.
-_PARTS: tuple[tuple[Any, str, Any], ...] = (
-    (Events.GET_BATCH_STARTED, DATA, Events.GET_BATCH_COMPLETED),
-    (Events.ITERATION_STARTED, STEP, Events.ITERATION_COMPLETED),
-    (StepEvents.FORWARD_STARTED, FORWARD, StepEvents.FORWARD_COMPLETED),
-    (StepEvents.BACKWARD_STARTED, BACKWARD, StepEvents.BACKWARD_COMPLETED),
-    (StepEvents.OPTIMIZER_STEP_STARTED, OPTIMIZER, StepEvents.OPTIMIZER_STEP_COMPLETED),
-)
-_BEGUN_BY = {begun_by: part for begun_by, part, _ in _PARTS}
-_ENDED_BY = {ended_by: part for _, part, ended_by in _PARTS}
-_BEGIN_ANEW = (Events.GET_BATCH_STARTED, Events.EPOCH_STARTED, Events.EPOCH_COMPLETED)  # whatever was left open before
-_WITH_ARGUMENTS = (Events.EXCEPTION_RAISED, Events.TERMINATE_SINGLE_EPOCH)  # which their handlers are called with
 
 # How torch itself names what a step does that is its own backward and optimizer.step().
 _NAMED_BY_TORCH = {
@@ -259,11 +240,8 @@ class _Window(NamedTuple):
     last: int
 
 
-class _Recorder:
+class _Recorder(Around):
     """One window: the profiler of torch, and the ranges that name what an engine does meanwhile.
-
-    It puts them around everything attached to the engine and takes them away again, so that an engine that is not
-    profiled has no trace of them.
 
     Attributes:
         profile: torch's profiler.
@@ -273,162 +251,47 @@ class _Recorder:
     """
 
     def __init__(self, engine: IgniteEngine, warmup: int, active: int, done: Callable[[], None]) -> None:
+        super().__init__()
         self.opened_at = engine.state.iteration
         self.iterations = 0
-        self.rows = {part: part for _, part, _ in _PARTS}
+        self.rows = {part: part for _, part, _ in PARTS}
         self._length = warmup + active
         self._done = done
-        self._open: list[tuple[str, record_function]] = []  # each range within the one before
-        self._undo = ExitStack()
         schedule = torch.profiler.schedule(wait=0, warmup=warmup, active=active, repeat=1)
         self.profile = torch.profiler.profile(schedule=schedule)
         self.profile.start()
-        if hasattr(engine, "_subscribing_phase"):  # a Camshaft engine
-            self._stand_around_subscribers(engine)
-        else:
-            self._stand_around_entries(engine)
+        self.stand_around(engine)
 
     def stop(self) -> None:
         """Take all ranges away, and end the recording."""
-        self._close_to(0)
-        self._undo.close()
+        self.step_aside()
         self.profile.stop()
 
-    def before(self, event: Any, engine: Any) -> None:
-        """The first at every event."""
-        self._end(_ENDED_BY.get(event))
-        if event in _BEGIN_ANEW:
-            self._close_to(0)
-        if not self._open and event in (Events.GET_BATCH_STARTED, Events.ITERATION_STARTED):
-            self._begin(f"iteration {engine.state.iteration + (event == Events.GET_BATCH_STARTED)}")
-        self._begin(event.name)
+    def begin(self, kind: Kind, name: str, engine: Any) -> record_function:
+        if kind == "handler":
+            self.rows[name] = name
+        range_of_torch = record_function(name)
+        range_of_torch.__enter__()
+        return range_of_torch
 
-    def after(self, event: Any, engine: Any) -> None:
-        """The last at every event."""
-        self._end(event.name)
-        if event in _BEGUN_BY:
-            self._begin(_BEGUN_BY[event])
-        elif event == Events.ITERATION_COMPLETED:
-            self._close_to(0)
+    def end(self, begun: record_function) -> None:
+        begun.__exit__(None, None, None)
+
+    def before_event(self, event: Any, engine: Any) -> None:
+        if not self._open and event in (Events.GET_BATCH_STARTED, Events.ITERATION_STARTED):
+            number = engine.state.iteration + (event == Events.GET_BATCH_STARTED)
+            self.open_range("part", f"iteration {number}", engine)
+
+    def after_event(self, event: Any, engine: Any) -> None:
+        if event == Events.ITERATION_COMPLETED:
+            self.close_to(0)
             self.iterations += 1
             self.profile.step()
             if self.iterations == self._length:
                 self._done()
 
-    def call(self, name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Call a handler in a range of its name; ranges that an error leaves open within end with it."""
-        depth = len(self._open)
-        self._begin(name)
-        try:
-            return function(*args, **kwargs)
-        finally:
-            self._close_to(depth)
-
-    def _begin(self, name: str) -> None:
-        range_of_torch = record_function(name)
-        range_of_torch.__enter__()
-        self._open.append((name, range_of_torch))
-
-    def _end(self, name: str | None) -> None:
-        """End the range of this name and those within; nothing if there is none, as after an error."""
-        depths = [depth for depth, (open_name, _) in enumerate(self._open) if open_name == name]
-        if depths:
-            self._close_to(depths[-1])
-
-    def _close_to(self, depth: int) -> None:
-        while len(self._open) > depth:
-            self._open.pop()[1].__exit__(None, None, None)
-
-    def _stand_around_subscribers(self, engine: Any) -> None:
-        for subscribers in list(engine._event_handlers.values()):
-            for subscriber in (*subscribers.prompt, *subscribers.late):
-                if self._is_to_be_named(subscriber.function):
-                    subscriber.function = self._named(subscriber.function)
-                    self._undo.callback(_give_back, subscriber)
-        listened_to = [event for event, subscribers in engine._event_handlers.items() if subscribers]
-        for event in dict.fromkeys([*_events_of_parts(engine), *listened_to]):
-            if event not in _WITH_ARGUMENTS:
-                self._subscribe(engine, event, partial(self.before, event), Phase.CHECK)
-                self._subscribe(engine, event, partial(self.after, event), Phase.SAVE)
-
-    def _stand_around_entries(self, engine: Any) -> None:
-        """The same on a stock Ignite engine, which calls the entries of a list that it finds at each event."""
-        for event, entries in engine._event_handlers.items():
-            for index, (function, args, kwargs) in enumerate(entries):
-                if event != Events.EXCEPTION_RAISED and self._is_to_be_named(function):
-                    entries[index] = (self._named(function), args, kwargs)
-        self._undo.callback(_put_back, engine)
-        for event in _events_of_parts(engine):
-            if event in STEP_EVENT_ATTRIBUTES:  # not fired where nobody listens
-                self._subscribe(engine, event, _do_nothing, Phase.CHECK)
-        fire = engine._fire_event
-
-        def fire_in_range(event: Any, *args: Any, **kwargs: Any) -> None:
-            if event == Events.EXCEPTION_RAISED:
-                fire(event, *args, **kwargs)
-                return
-            self.before(event, engine)
-            fire(event, *args, **kwargs)
-            self.after(event, engine)
-
-        engine._fire_event = fire_in_range
-        self._undo.callback(vars(engine).pop, "_fire_event")
-
-    def _subscribe(self, engine: IgniteEngine, event: Any, function: Callable[..., Any], phase: Phase) -> None:
-        subscribe(engine, event, function, phase)
-        self._undo.callback(engine.remove_event_handler, function, event)
-
-    @staticmethod
-    def _is_to_be_named(function: Any) -> bool:
-        return not isinstance(getattr(function, "__self__", None), Profiler)
-
-    def _named(self, function: Callable[..., Any]) -> _Named:
-        named = _Named(self, function)
-        self.rows[named.name] = named.name
-        return named
-
-
-class _Named:
-    """A handler in its range; ``_parent`` is how Ignite finds the handler when it is to be removed."""
-
-    __slots__ = ("function", "name", "recorder")
-
-    def __init__(self, recorder: _Recorder, function: Callable[..., Any]) -> None:
-        self.recorder = recorder
-        self.function = function
-        self.name = describe_function(getattr(function, "_parent", lambda: function)())
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.recorder.call(self.name, self.function, *args, **kwargs)
-
-    def _parent(self) -> Any:
-        return getattr(self.function, "_parent", lambda: self.function)()
-
-    def __repr__(self) -> str:
-        return self.name
-
-
-def _events_of_parts(engine: Any) -> list[Any]:
-    """The events between which the parts of an iteration are; those of the step where its handlers are attached."""
-    has_moments = isinstance(engine._process_function, TrainingStep)
-    return [event for event in (*_BEGUN_BY, *_ENDED_BY) if has_moments or event not in STEP_EVENT_ATTRIBUTES]
-
-
-def _do_nothing() -> None:
-    pass
-
-
-def _give_back(subscriber: Subscriber) -> None:
-    """Call the handler itself again, unless an engine's timeline has come or gone meanwhile."""
-    if isinstance(subscriber.function, _Named):
-        subscriber.function = subscriber.function.function
-
-
-def _put_back(engine: Any) -> None:
-    for entries in engine._event_handlers.values():
-        for index, (function, args, kwargs) in enumerate(entries):
-            if isinstance(function, _Named):
-                entries[index] = (function.function, args, kwargs)
+    def is_told(self, handler: Callable[..., Any]) -> bool:
+        return not isinstance(getattr(handler, "__self__", None), Profiler)
 
 
 class _Spent:
@@ -475,7 +338,7 @@ class _Spent:
 
     def rows(self) -> list[str]:
         """The rows of the table: the parts in their order, the handlers by their time, and the rest."""
-        parts = [part for _, part, _ in (*_PARTS[:1], *_PARTS[2:], _PARTS[1]) if part in self.seconds]
+        parts = [part for _, part, _ in (*PARTS[:1], *PARTS[2:], PARTS[1]) if part in self.seconds]
         handlers = [row for row, _ in self.seconds.most_common() if row not in {*parts, REST}]
         return [*parts, *handlers, REST]
 

@@ -17,6 +17,7 @@ import math
 import os
 import sys
 from collections.abc import Mapping
+from importlib.util import find_spec
 from time import perf_counter
 from typing import Any, TextIO
 
@@ -45,16 +46,18 @@ class ProgressBar(Handler):
     batches or there is a tensor in the batch, whose first dimension is taken for it; a smaller last batch counts as a
     full one.
 
-    It is tqdm's, in a terminal or in a notebook. Where the output goes into a file or a pipe there is one line for each
-    epoch instead. An accelerator is never waited for: its numbers are sent for at one refresh and shown at the next.
-    In a distributed run the first process alone shows something: the metrics of all, and what its own step returns.
+    It is tqdm's, in a terminal or, with ipywidgets, in a notebook. In a notebook without them, and where the output
+    goes into a file or a pipe, there is one line for each epoch instead. An accelerator is never waited for: its
+    numbers are sent for at one refresh and shown at the next. In a distributed run the first process alone shows
+    something: the metrics of all, and what its own step returns.
 
     Args:
         description: what stands before the bar instead of the number of the epoch. Give one to an evaluator's bar.
         leave: whether the bar stays when it is full. By default it does unless it has a description of its own, so that
             a validation's bar leaves no line behind.
         refresh_seconds: how long a bar stands still at least, 0.1 by default.
-        file: where it is shown, ``sys.stderr`` by default.
+        file: where it is shown; by default ``sys.stderr``, or in a notebook, which marks that as an error,
+            ``sys.stdout``.
 
     Raises:
         ValueError: ``refresh_seconds`` is negative.
@@ -207,7 +210,10 @@ class ProgressBar(Handler):
     # ------------------------------------------------------------------------------------------------ the bar
 
     def _choose_bar(self) -> None:
-        from tqdm.auto import tqdm  # noqa: PLC0415 - only a run that shows a bar pays for it
+        if find_spec("ipywidgets") is not None:
+            from tqdm.auto import tqdm  # noqa: PLC0415 - only a run that shows a bar pays for it
+        else:  # tqdm.auto would warn, in a notebook, that it is missing
+            from tqdm import tqdm  # noqa: PLC0415
 
         self._in_notebook = any(ancestor.__name__ == "tqdm_notebook" for ancestor in tqdm.__mro__)
         if self._in_notebook or self._output().isatty():
@@ -307,7 +313,10 @@ class ProgressBar(Handler):
         return f"epoch {epoch}" if epochs is None else f"epoch {epoch:{len(str(epochs))}}/{epochs}"
 
     def _output(self) -> TextIO:
-        return self.file if self.file is not None else sys.stderr
+        if self.file is not None:
+            return self.file
+        in_notebook = type(sys.stderr).__module__ == "ipykernel.iostream"
+        return sys.stdout if in_notebook else sys.stderr
 
 
 def _samples_in_batch(engine: Any) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
+from functools import partial
 from importlib.util import find_spec
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
@@ -31,8 +32,9 @@ class RichProgress(ProgressBar):
     """``ProgressBar`` in colours: the bars, and beside them each metric's last value, its best, and that one's epoch.
 
     Each epoch leaves a line above; the table stays when the run is over. A ``RichProgress("validation")`` on the
-    evaluator shows its bar below that of training. Where the output goes into a file or a pipe there is one line for
-    each epoch, as of ``ProgressBar``, without control characters. It needs the library rich.
+    evaluator shows its bar below that of training. Where the output goes into a file or a pipe, or into a notebook
+    without ipywidgets, there is one line for each epoch, as of ``ProgressBar``, without control characters. It needs
+    the library rich.
 
     Args:
         description: what stands before the bar instead of the number of the epoch. Give one to an evaluator's bar.
@@ -112,7 +114,7 @@ class RichProgress(ProgressBar):
             return
         console = Console(file=self.file, stderr=self.file is None, width=_width_of(output))
         self._in_notebook = console.is_jupyter
-        if console.is_terminal or console.is_jupyter:
+        if find_spec("ipywidgets") is not None if console.is_jupyter else console.is_terminal:
             known = self._display.metrics if self._display is not None else {}  # before an interruption
             self._display = _Display(console, output, known, owns_streams=self.file is None)
             self._began_display, self._bar_class = True, self._display.bar
@@ -156,19 +158,37 @@ class _Display:
             BarColumn,
             MofNCompleteColumn,
             Progress,
+            ProgressColumn,
+            Task,
             TextColumn,
             TimeElapsedColumn,
             TimeRemainingColumn,
         )
         from rich.table import Column  # noqa: PLC0415
+        from rich.text import Text  # noqa: PLC0415
 
         self.console = console
         self.metrics = dict(metrics)
         self._output = id(output)
-        numbers = TextColumn("[green]{task.fields[numbers]}", table_column=Column(no_wrap=True, overflow="ellipsis"))
-        times = TimeElapsedColumn(), TextColumn("<"), TimeRemainingColumn()
-        bar = TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn()
-        self.progress = Progress(*bar, *times, numbers, console=console, auto_refresh=False)
+
+        class Numbers(ProgressColumn):
+            """What a narrow terminal cuts, and not the bar."""
+
+            def render(self, task: Task) -> Text:
+                return Text(task.fields["numbers"], style="green", no_wrap=True, overflow="ellipsis")
+
+        whole = partial(Column, no_wrap=True)
+        self.progress = Progress(
+            TextColumn("{task.description}", table_column=whole()),
+            BarColumn(20, table_column=whole()),
+            MofNCompleteColumn(table_column=whole()),
+            TimeElapsedColumn(table_column=whole()),
+            TextColumn("<", table_column=whole()),
+            TimeRemainingColumn(table_column=whole()),
+            Numbers(),
+            console=console,
+            auto_refresh=False,
+        )
         # Without its thread, which makes every fork of a data loader's workers a risk.
         self._live = Live(
             console=console, auto_refresh=False, redirect_stdout=owns_streams, redirect_stderr=owns_streams

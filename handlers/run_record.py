@@ -27,6 +27,7 @@ from ignite.engine import Engine as IgniteEngine
 from camshaft import __version__
 from camshaft.engine.distributed import rank, world_size
 from camshaft.engine.events import Events
+from camshaft.engine.notebook import notebook_shell
 from camshaft.engine.phases import Phase
 from camshaft.engine.used_objects import modules_used_by
 from camshaft.handlers.handler import Handler, On, handlers_of
@@ -56,8 +57,8 @@ class RunRecord(Handler):
 
     Args:
         directory: of the run; made if it is not there.
-        configuration: of the run: a mapping, an ``argparse.Namespace`` or a dataclass. What JSON does not know is kept
-            as its representation.
+        configuration: of the run: a mapping, an ``argparse.Namespace`` or a dataclass, nested or not; those of
+            OmegaConf and jsonargparse, too. What JSON does not know is kept as its representation.
 
     Raises:
         TypeError: the configuration is something else.
@@ -143,15 +144,28 @@ def _as_mapping(configuration: Any) -> dict[str, Any] | None:
     if configuration is None:
         return None
     if isinstance(configuration, Mapping):
-        return {str(name): value for name, value in configuration.items()}
-    if isinstance(configuration, Namespace):
-        return dict(vars(configuration))
-    if dataclasses.is_dataclass(configuration) and not isinstance(configuration, type):
-        return dataclasses.asdict(configuration)
-    raise TypeError(
-        f"The configuration of a run is a mapping, an argparse.Namespace or a dataclass, not {configuration!r}: "
-        "give its entries as a dict."
-    )
+        return {str(name): _plain(value) for name, value in configuration.items()}
+    plain = _plain(configuration)
+    if not isinstance(plain, dict):
+        raise TypeError(
+            f"The configuration of a run is a mapping, an argparse.Namespace or a dataclass, not {configuration!r}: "
+            "give its entries as a dict."
+        )
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    """``value`` with whatever has named entries in it as a dict, also OmegaConf's and jsonargparse's."""
+    omegaconf = sys.modules.get("omegaconf")  # who has a configuration of it has imported it
+    if omegaconf is not None and omegaconf.OmegaConf.is_config(value):
+        value = omegaconf.OmegaConf.to_container(value, resolve=True)
+    if isinstance(value, Namespace):
+        value = vars(value)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _now() -> str:
@@ -284,13 +298,14 @@ def _command(processes: int) -> list[str]:
 
 def _how_this_process_was_started() -> dict[str, Any]:
     # A notebook, a prompt and a program that came through standard input cannot be started again by a command.
-    interactive = hasattr(sys, "ps1") or "ipykernel" in sys.modules or sys.argv[0] in ("", "-")
+    interactive = hasattr(sys, "ps1") or notebook_shell() is not None or sys.argv[0] in ("", "-")
     processes = world_size()
     on_this_machine = int(os.environ.get("LOCAL_WORLD_SIZE", str(processes)))
     return {
         "argv": _command(processes),
         "cwd": _started_in,
         "restartable": not interactive and _started_in is not None and on_this_machine == processes,
+        **({"typed_in": True} if interactive else {}),
         **({"processes": processes} if processes > 1 else {}),
         "python": platform.python_version(),
         "versions": _versions(),

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -275,12 +276,15 @@ class TensorBoardLogger(Logger):
         if self._hides and not self._is_open:  # the run has not begun
             self._early.append(event)
             return
-        if self._writer is None:
-            self._writer = self._new_file()
-        self._writer.write_event(event)
+        self._do(partial(self._write_event_now, event))
         self._is_unflushed = True
         if self._ended_at is not None:
             self.close()
+
+    def _write_event_now(self, event: Any) -> None:
+        if self._writer is None:
+            self._writer = self._new_file()
+        self._writer.write_event(event)
 
     # ------------------------------------------------------------------------------------------------ writing
 
@@ -288,6 +292,11 @@ class TensorBoardLogger(Logger):
         check_directory(self.path, self)
 
     def open(self, iteration: int) -> None:
+        # Half a second that only a run should pay. Not in the thread that writes: a worker of a loader that is forked
+        # while a thread imports may wait for that import forever.
+        import tensorboardX.event_file_writer  # noqa: PLC0415
+        import tensorboardX.summary  # noqa: F401, PLC0415
+
         self._ended_at = None
         # From this iteration on, of which there may be records that came after the checkpoint; those from before it are
         # written again.
@@ -304,7 +313,7 @@ class TensorBoardLogger(Logger):
             self._write_event(event)
 
     def write(self, records: list[Record]) -> None:
-        from tensorboardX.proto.event_pb2 import Event  # noqa: PLC0415 - costs half a second that only a run should pay
+        from tensorboardX.proto.event_pb2 import Event  # noqa: PLC0415
         from tensorboardX.proto.summary_pb2 import Summary  # noqa: PLC0415
 
         if self._writer is None:
@@ -316,14 +325,17 @@ class TensorBoardLogger(Logger):
                 Event(wall_time=record.time, step=record.iteration, summary=Summary(value=scalars))
             )
         self._writer.flush()
-        self._is_unflushed = False
         self._last = [record for record in (*self._last, *records) if record.iteration == records[-1].iteration]
 
-    def flush(self) -> None:
-        super().flush()
-        if self._writer is not None and self._is_unflushed:
-            self._writer.flush()
+    def _hand_over(self) -> None:
+        super()._hand_over()
+        if self._is_unflushed:
             self._is_unflushed = False
+            self._do(self._flush_file)
+
+    def _flush_file(self) -> None:
+        if self._writer is not None:
+            self._writer.flush()
 
     def finish(self, engine: Any) -> None:
         if self.parameters and self._writes:

@@ -7,17 +7,16 @@ after them it costs nothing.
 from __future__ import annotations
 
 import sys
-from time import perf_counter
 from typing import TYPE_CHECKING, Any, TextIO
 
 from ignite.engine import Engine as IgniteEngine
 
-from camshaft.engine.engine import Engine
 from camshaft.engine.timeline import Timeline
 from camshaft.handlers.handler import Handler
 
 if TYPE_CHECKING:
-    from camshaft.engine.timeline import Kind
+    from camshaft.engine.around import Kind
+    from camshaft.engine.timeline import _Begun
 
 __all__ = ["Trace"]
 
@@ -33,7 +32,7 @@ class Trace(Handler):
         file: where to write; the standard error unless given.
 
     Raises:
-        ValueError: a number is less than 1; on attaching, if the engine is a stock one of Ignite.
+        ValueError: a number is less than 1.
 
     Example:
         >>> import io, re
@@ -62,63 +61,51 @@ class Trace(Handler):
         self.first = first
         self.iterations = iterations
         self.file = file
-        self._told: _Told | None = None
+        self._timeline: _WrittenTimeline | None = None
 
     def attach(self, engine: IgniteEngine) -> None:
-        if not isinstance(engine, Engine):
-            raise ValueError(
-                f"{self!r} stands around the handlers of camshaft.Engine, but this is a {type(engine).__module__}."
-                f"{type(engine).__name__}. Import Engine from camshaft, which is the same otherwise."
-            )
         super().attach(engine)
-        self._told = _Told(engine, self.first, self.iterations, self.file)
+        self._timeline = _WrittenTimeline(engine, self.first, self.iterations, self.file)
 
     def detach(self, engine: IgniteEngine) -> None:
         super().detach(engine)
-        if self._told is not None:
-            self._told.leave(engine)
-        self._told = None
+        if self._timeline is not None:
+            self._timeline.leave(engine)
+        self._timeline = None
 
 
-class _Told(Timeline):
+class _WrittenTimeline(Timeline):
     """A timeline that is written line by line rather than kept."""
 
-    def __init__(self, engine: Engine, first: int, iterations: int, file: TextIO | None) -> None:
+    def __init__(self, engine: IgniteEngine, first: int, iterations: int, file: TextIO | None) -> None:
         super().__init__(engine, first, iterations)
         self._file = file
         self._unfinished: tuple[str, int] | None = None  # the name and depth of what the last line has begun
 
-    def leave(self, engine: Any) -> None:
-        """Stop, also before it has begun."""
-        if self._waits:
-            engine.remove_event_handler(self._begin_if_due, self._waiting_at[0])
-            engine.remove_event_handler(self._begin_if_due, self._waiting_at[1])
-            self._waits = False
-        elif self._records:
-            self._end()
+    def __repr__(self) -> str:
+        return f"Trace(first={self._first}, iterations={self._last - self._first + 1})"
 
-    def _begin(self, kind: Kind, name: str, engine: Engine) -> None:
+    def begin(self, kind: Kind, name: str, engine: Any) -> _Begun:
         if self._unfinished is not None:
             self._write("\n")
-        depth = len(self._open)
-        super()._begin(kind, name, engine)
-        milliseconds = 1e3 * (perf_counter() - self._began_at)
-        self._write(f"{milliseconds:10.3f} ms iteration {engine.state.iteration} {'  ' * depth}{name}")
+        begun, depth = super().begin(kind, name, engine), len(self._open)
+        self._write(_line(begun.at, begun.iteration, depth, name))
         self._unfinished = name, depth
+        return begun
 
-    def _close_to(self, depth: int) -> None:
-        while len(self._open) > depth:
-            _, name, _, iteration = self._open[-1]
-            super()._close_to(len(self._open) - 1)
-            took = 1e3 * (self.spans[-1].end - self.spans[-1].begin)
-            if self._unfinished != (name, len(self._open)):
-                milliseconds = 1e3 * self.spans[-1].end
-                self._write(f"{milliseconds:10.3f} ms iteration {iteration} {'  ' * len(self._open)}{name} ends")
-            self._write(f"  {took:.3f} ms\n")
-            self._unfinished = None
-        self.spans.clear()
+    def end(self, begun: _Begun) -> None:
+        super().end(begun)
+        span, depth = self.spans.pop(), len(self._open)
+        if self._unfinished != (span.name, depth):
+            self._write(_line(span.end, span.iteration, depth, f"{span.name} ends"))
+        self._write(f"  {1e3 * (span.end - span.begin):.3f} ms\n")
+        self._unfinished = None
 
     def _write(self, text: str) -> None:
         file = self._file or sys.stderr
         file.write(text)
         file.flush()
+
+
+def _line(seconds: float, iteration: int, depth: int, name: str) -> str:
+    return f"{1e3 * seconds:10.3f} ms iteration {iteration} {'  ' * depth}{name}"

@@ -55,6 +55,8 @@ class RunOverview(NamedTuple):
     @property
     def command(self) -> str:
         """As one would type it, without the path of the interpreter."""
+        if self.record.get("typed_in"):
+            return "in a notebook or at a prompt"
         argv = [str(argument) for argument in self.record.get("argv", [])]
         return shlex.join([Path(argv[0]).name, *argv[1:]]) if argv else ""
 

@@ -86,7 +86,9 @@ def _how_it_went(one: RunOverview) -> dict[str, str]:
         before = record.get("seconds_before")
         earlier = f", of it {duration(before)} in earlier processes" if before else ""
         went |= {"started": record["started"], "duration": f"{duration(one.seconds)}{earlier}"}
-    if "argv" in record:
+    if record.get("typed_in"):
+        went["command"] = one.command
+    elif "argv" in record:
         went["command"] = f"cd {shlex.quote(record.get('cwd') or '?')} && {shlex.join(record['argv'])}"
     if record.get("processes", 1) > 1:
         went["processes"] = str(record["processes"])

@@ -50,9 +50,9 @@ def launch(
         max_restarts: how often all ranks are started again after one has failed.
         grace_period: how many seconds ranks have to save when this process is told to end.
         start_method: ``"spawn"``, ``"fork"`` or ``"forkserver"``, see ``multiprocessing``. By default the first, except
-            for a function that was typed into a notebook or a shell, which a new interpreter could not find. That one
-            is forked, which is safe while nothing in this process has used CUDA. Forked ranks compute with one thread
-            each; ``torch.set_num_threads`` in them can hang.
+            where ``main``, or something that it is given, was typed into a notebook or a shell, where a new interpreter
+            could not find it. Then ranks are forked, which is safe while nothing in this process has used CUDA. Forked
+            ranks compute with one thread each; ``torch.set_num_threads`` in them can hang.
 
     Returns:
         What ``main`` returned on each rank, in the order of the ranks.
@@ -79,7 +79,7 @@ def launch(
         nproc = processes_of_this_machine()
     if nproc < 1:
         raise ValueError(f"launch() needs at least one process, but nproc is {nproc}.")
-    start_method = start_method or ("fork" if _was_typed_in(main) else "spawn")
+    start_method = start_method or ("fork" if _needs_what_was_typed_in(main, args, kwargs) else "spawn")
     _check_that_it_can_start(main, args, kwargs, start_method)
 
     watch = Watch(grace_period)
@@ -118,6 +118,7 @@ class _Traceback(Exception):
 def _rank(main: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], folder: str) -> None:
     """What each process runs: leave the result, or the error, in a file."""
     rank = os.environ["RANK"]
+    _show_what_is_displayed()
     for name in SIGNALS:  # a forked process would raise what the launcher raises
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL)
@@ -160,10 +161,24 @@ def _loaded(file: Path) -> Any:
     return pickle.loads(file.read_bytes())
 
 
-def _was_typed_in(main: Callable[..., Any]) -> bool:
-    """Whether a function is in no file that a new interpreter could import."""
+def _needs_what_was_typed_in(*sent: Any) -> bool:
+    """Whether some of what a rank is sent is in no file that a new interpreter could import."""
     file = getattr(sys.modules["__main__"], "__file__", None)  # "<stdin>" is one, too
-    return getattr(main, "__module__", None) == "__main__" and not (file and Path(file).is_file())
+    if file and Path(file).is_file():
+        return False
+    try:
+        return b"__main__" in pickle.dumps(sent)  # the module by which functions and classes are found again
+    except Exception:  # noqa: BLE001 - whatever an argument's own code may raise: a fork needs no pickle
+        return True
+
+
+def _show_what_is_displayed() -> None:
+    """Let a forked rank of a notebook display pictures there, as it may print: Jupyter drops what a fork displays."""
+    # Not by camshaft.engine.notebook: importing the engine would make the launcher start a second later.
+    ipython = sys.modules.get("IPython")
+    kernel = getattr(ipython.get_ipython(), "kernel", None) if ipython is not None else None
+    if kernel is not None:
+        kernel.session.check_pid = False
 
 
 def _check_that_it_can_start(main: Any, args: Any, kwargs: Any, start_method: str) -> None:
@@ -171,7 +186,8 @@ def _check_that_it_can_start(main: Any, args: Any, kwargs: Any, start_method: st
         if torch.cuda.is_initialized():
             raise ValueError(
                 "launch() would have to fork this process, which has used CUDA; that does not survive a fork. Restart "
-                "it and call launch() before anything else uses the GPU, or put main() into a .py file and import it."
+                "it and call launch() before anything else uses the GPU, or put main(), and what it is given, into a "
+                ".py file and import it."
             )
         return
     try:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import time
+import uuid
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,12 +16,17 @@ from camshaft.handlers.logger import Record
 
 __all__ = ["CometLogger"]
 
+_LONGEST_WAIT = 20.0  # seconds for what is on the way into Comet's file
+_INSIDE = ("_write_experiment_meta_file", "_get_offline_archive_file_name", "tmpdir", "offline_directory")
+_END_OF_FILE = 4096  # bytes, of which the last message has less
+
 
 class CometLogger(ServiceLogger):
     """Sends numbers, parameters, tags and checkpoints to Comet, or to files for it (``online=False``).
 
-    A resumed run goes on with the experiment of the same key. Offline, Comet makes its archive at the end: of a run
-    that was killed nothing is left, and the resumed one has only what comes after the checkpoint.
+    A resumed run goes on with the experiment of the same key. Offline, Comet makes its archive at the end only, so the
+    logger makes one each time that it writes; the process that goes on has another one with the same key, and
+    ``comet upload`` takes both.
 
     Args:
         project: its name.
@@ -59,7 +67,6 @@ class CometLogger(ServiceLogger):
         self.project = project
         self.workspace = workspace
         self.online = online
-        self.survives = online is not False
         self.settings = settings
 
     def begin_run(self, run_id: str | None) -> tuple[Any, str]:
@@ -96,9 +103,39 @@ class CometLogger(ServiceLogger):
             run.log_asset(str(path), file_name=name)
 
     def flush_run(self, run: Any) -> None:
-        if self.online is not False:
+        if not isinstance(run, client("comet_ml", "comet_ml", self).OfflineExperiment):
             run.flush()
+        elif all(hasattr(run, name) for name in _INSIDE):  # of which no version of Comet promises anything
+            _archive(run)
 
     def end_run(self, run: Any, status: Status) -> None:
         run.log_other("status", status)
         run.end()
+
+
+def _archive(run: Any) -> None:
+    """Make the archive of an offline experiment as Comet does at its end, with all that it was given until now."""
+    files = Path(run.tmpdir)
+    marker = uuid.uuid4().hex  # messages are written in order, and one cannot ask whether they are
+    run.log_other("camshaft", marker)
+    give_up_at = time.monotonic() + _LONGEST_WAIT
+    while marker.encode() not in _end_of(files / "messages.json"):
+        if time.monotonic() > give_up_at:
+            raise TimeoutError(f"Comet has not written its messages to {files} within {_LONGEST_WAIT:.0f} seconds.")
+        time.sleep(0.01)
+    run.stop_time = round(1000 * time.time())  # for the process may be killed
+    run._write_experiment_meta_file()
+    archive = Path(run.offline_directory, run._get_offline_archive_file_name())
+    beside = archive.with_suffix(".new")
+    with zipfile.ZipFile(beside, "w") as content:
+        for file in files.iterdir():
+            content.write(file, file.name)
+    beside.replace(archive)
+
+
+def _end_of(path: Path) -> bytes:
+    if not path.exists():
+        return b""
+    with path.open("rb") as file:
+        file.seek(max(path.stat().st_size - _END_OF_FILE, 0))
+        return file.read()

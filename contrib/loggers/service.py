@@ -56,6 +56,8 @@ class ServiceLogger(Logger):
     service: ClassVar[str] = "service"
     """The name of the file that is kept beside the checkpoints."""
 
+    writes_in_background = False  # its sender has a thread, which knows what to do when a service does not answer
+
     survives: bool = True
     """Whether what the client was given is still there when the process is killed."""
 
@@ -201,7 +203,7 @@ class ServiceLogger(Logger):
         for_now = any(handler.ends_run_for_now for handler in handlers_of(engine))
         self._status = "ended for now" if for_now else "finished"
         if self._writes and self._checkpoint is not None and self.checkpoints is not None:
-            self._checkpoint._wait_for_writing()
+            self._checkpoint.wait()
             if self.checkpoints == "all":
                 self.send_new_checkpoints()
             elif not for_now:

@@ -36,6 +36,13 @@ def test_it_tells_how_the_run_went(run: Path, capsys: pytest.CaptureFixture[str]
     assert "seed      0" in lines
 
 
+def test_what_was_typed_into_a_notebook_has_no_command(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    change(run, typed_in=True, argv=["python", "-m", "ipykernel_launcher", "-f", "kernel.json"])
+    assert "command   in a notebook or at a prompt" in shown(capsys, str(run))[str(run)]
+    assert main(["runs", str(run.parent)]) == 0
+    assert "ipykernel" not in capsys.readouterr().out
+
+
 def test_it_tells_best_values_models_and_what_was_attached(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told = shown(capsys, str(run))
     assert any(line.split() == ["score", "0.75"] for line in told["best values"])

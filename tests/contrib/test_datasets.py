@@ -45,5 +45,5 @@ def test_a_name_that_is_not_known_is_refused_with_those_that_are() -> None:
 def test_what_can_neither_be_read_nor_downloaded_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "https_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # where nobody listens
-    with pytest.raises(OSError, match="CIFAR10 could neither be loaded from .* nor downloaded"):
+    with pytest.raises(OSError, match=r"CIFAR10 could neither be loaded from .* nor downloaded"):
         images("cifar10", tmp_path)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import gc
+import sys
 import traceback
 import weakref
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -235,3 +239,70 @@ def test_ignites_profilers_measure_the_same_as_on_ignites_engine(profiler_class,
     ours, ignites = measured(Engine), measured(IgniteEngine)
     assert ours == ignites
     assert ours[0].count("iteration") == 6
+
+
+# ------------------------------------------------------------------------------------------------ cost
+
+
+def calls_of(function: Callable[[], Any]) -> Counter[str]:
+    """How often each Python function is called meanwhile: what takes time, on a machine as busy as may be."""
+    counted: Counter[str] = Counter()
+
+    def note(frame: FrameType, event: str, argument: Any) -> None:
+        if event == "call":
+            counted[f"{Path(frame.f_code.co_filename).stem}.{frame.f_code.co_name}"] += 1
+
+    sys.setprofile(note)
+    try:
+        function()
+    finally:
+        sys.setprofile(None)
+    return counted
+
+
+def calls_of_an_iteration(engine: Engine, data: Callable[[int], Any] = range) -> Counter[str]:
+    """What two iterations call beyond what one calls."""
+    engine.run(data(2))
+    short, long = calls_of(lambda: engine.run(data(1))), calls_of(lambda: engine.run(data(2)))
+    long.subtract(short)
+    return +long
+
+
+def test_an_iteration_calls_the_step_and_nothing_else() -> None:
+    assert calls_of_an_iteration(Engine(do_nothing)) == {"test_engine.do_nothing": 1}
+
+
+def test_an_iteration_with_a_handler_calls_one_function_more_than_the_handler() -> None:
+    engine = Engine(do_nothing)
+
+    @engine.on(Events.ITERATION_COMPLETED)
+    def handler() -> None:
+        pass
+
+    assert calls_of_an_iteration(engine) == {
+        "test_engine.do_nothing": 1,
+        "subscribers.fire": 1,
+        "test_engine.handler": 1,
+    }
+
+
+def test_handlers_whose_turn_has_not_come_are_not_called() -> None:
+    engine = Engine(do_nothing)
+    for _ in range(10):
+        engine.add_event_handler(Events.ITERATION_COMPLETED(every=100), lambda: None)
+    assert calls_of_an_iteration(engine) == {"test_engine.do_nothing": 1, "subscribers.fire": 1}
+
+
+def test_the_optimizer_step_calls_a_dozen_functions_beside_torchs() -> None:
+    model = torch.nn.Linear(1, 1)
+    engine = Engine(lambda engine, batch: model(batch).mean())
+    engine.attach(OptimizerStep(torch.optim.SGD(model.parameters(), lr=0.1)))
+    calls = calls_of_an_iteration(engine, lambda number: [torch.ones(1, 1)] * number)
+    ours = {name: count for name, count in calls.items() if name.startswith(("training_step.", "optimizer_step."))}
+    assert ours["optimizer_step.update"] == 1
+    assert sum(ours.values()) <= 12
+
+
+def test_a_run_of_one_iteration_calls_no_more_functions_than_ignites() -> None:
+    ours, theirs = Engine(do_nothing), IgniteEngine(do_nothing)
+    assert calls_of(lambda: ours.run([0])).total() <= calls_of(lambda: theirs.run([0])).total()

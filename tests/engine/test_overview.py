@@ -5,6 +5,8 @@ import re
 import time
 from typing import Any
 
+from ignite.handlers import TerminateOnNan
+
 from camshaft.engine import Engine, Events, Phase, StepEvents
 from camshaft.engine.overview import describe_event
 from camshaft.engine.phases import subscribe
@@ -82,6 +84,12 @@ def test_filters_are_shown_as_they_were_written() -> None:
 def test_a_handler_is_shown_with_its_arguments() -> None:
     engine = Engine(training_step).attach(TimeLimit(60))
     assert any(row[2].startswith("TimeLimit(seconds=60).") for row in rows_of(engine))
+
+
+def test_an_object_that_is_called_is_shown_by_its_class() -> None:
+    engine = Engine(training_step)
+    engine.add_event_handler(Events.ITERATION_COMPLETED, TerminateOnNan())
+    assert [row[2] for row in rows_of(engine)] == ["TerminateOnNan"]
 
 
 def test_the_table_is_at_most_120_wide_and_cuts_a_handler_after_a_whole_argument() -> None:

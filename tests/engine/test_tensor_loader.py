@@ -2,6 +2,7 @@ import collections
 import copy
 import itertools
 import pickle
+import sys
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from torch.utils.data import (
 )
 
 from camshaft import TensorLoader
-from camshaft.engine import Engine, Events
+from camshaft.engine import Engine, Events, tensor_loader
 from camshaft.engine.generators import generator_states, states_of
 from camshaft.handlers import Checkpoint, OptimizerStep
 from tests.resumption import differences_after_kills, different
@@ -66,6 +67,8 @@ OPTIONS = {
     "shuffled": lambda: {"shuffle": True},
     "shuffled by a generator": lambda: {"shuffle": True, "generator": torch.Generator()},
     "without the last": lambda: {"shuffle": True, "drop_last": True},
+    "fewer than a batch, without the last": lambda: {"shuffle": True, "drop_last": True, "batch_size": SAMPLES + 1},
+    "one batch that fits": lambda: {"shuffle": True, "drop_last": True, "batch_size": SAMPLES},
     "batches that fit": lambda: {"shuffle": True, "batch_size": 1, "generator": torch.Generator()},
     "one batch": lambda: {"batch_size": 100},
     "with replacement": lambda: {"sampler": RandomSampler(CLASSES, replacement=True, num_samples=40)},
@@ -184,6 +187,31 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, make_generator):
         return engine, {"data": loader, "max_epochs": 2}
 
     assert differences_after_kills(program, tmp_path) == []
+
+
+def test_a_shuffled_batch_of_plain_tensors_costs_two_calls_of_ours_and_one_look_up_for_each_tensor():
+    calls = collections.Counter()
+
+    def note(frame, event, argument):
+        if event == "call" and frame.f_code.co_filename == tensor_loader.__file__:
+            calls[frame.f_code.co_name] += 1
+        elif event == "c_call" and argument.__name__ == "index_select":
+            calls["index_select"] += 1
+
+    batches = iter(TensorLoader(INPUTS, CLASSES, batch_size=5, shuffle=True))
+    next(batches)
+    sys.setprofile(note)
+    try:
+        next(batches)
+    finally:
+        sys.setprofile(None)
+    calls.pop("<listcomp>", None)  # a call before Python 3.12
+    assert calls == {"__next__": 1, "_drawn_at_once": 1, "index_select": 2}
+
+
+def test_a_sample_that_is_not_there_is_an_error():
+    with pytest.raises((IndexError, RuntimeError), match="out of"):
+        list(TensorLoader(INPUTS, CLASSES, sampler=[0, SAMPLES]))
 
 
 class TestRefused:

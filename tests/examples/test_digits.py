@@ -5,7 +5,6 @@ import json
 import os
 import re
 import signal
-import struct
 import subprocess
 import sys
 import time
@@ -13,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 
 from camshaft.__main__ import main as camshaft
@@ -244,26 +242,6 @@ def test_data_that_cannot_be_downloaded_gives_one_line_and_status_2(
 
 
 # Other data
-
-
-@pytest.fixture
-def small_mnist() -> Callable[[Path], None]:
-    """Writes data in the format of MNIST: squares of one pixel's width whose size is their class."""
-
-    def write(folder: Path) -> None:
-        folder.mkdir(parents=True)
-        for part, count in (("train", 240), ("t10k", 60)):
-            labels = torch.arange(count) % 10
-            images = torch.zeros(count, 28, 28, dtype=torch.uint8)
-            for image, label in zip(images, labels.tolist(), strict=True):
-                end = 2 * label + 4
-                image[2 : end + 1, [2, end]] = image[[2, end], 2 : end + 1] = 255
-            header = struct.pack(">4B3I", 0, 0, 8, 3, count, 28, 28)
-            (folder / f"{part}-images-idx3-ubyte").write_bytes(header + images.numpy().tobytes())
-            header = struct.pack(">4BI", 0, 0, 8, 1, count)
-            (folder / f"{part}-labels-idx1-ubyte").write_bytes(header + labels.to(torch.uint8).numpy().tobytes())
-
-    return write
 
 
 @pytest.mark.parametrize(("dataset", "folder"), [("mnist", "MNIST"), ("fashion-mnist", "FashionMNIST")])

@@ -171,6 +171,21 @@ def skipped_batches() -> dict[str, Any]:
     return {"weights": flat(model.parameters())}
 
 
+def weighted(micro_batches: int) -> dict[str, Any]:
+    """Samples count differently, so that the processes' batches do, too."""
+    model = classifier()
+
+    def step(engine: Any, batch: Any) -> dict[str, Any]:
+        tokens = 1 + (batch[0][:, 0] > 0).double() * 9
+        losses = F.cross_entropy(model(batch[0]), batch[1], reduction="none")
+        return {"loss": (losses * tokens).sum() / tokens.sum(), "tokens": tokens.sum()}
+
+    trainer = Engine(step).attach(GradientAccumulation(micro_batches, weight="tokens"), DistributedSampling())
+    trainer.attach(OptimizerStep(torch.optim.SGD(model.parameters(), lr=0.5)), DataParallel(model))
+    trainer.run(loader(), max_epochs=2)
+    return {"weights": flat(model.parameters())}
+
+
 def own_backward() -> dict[str, Any]:
     model = classifier()
     trainer = create_supervised_trainer(model, torch.optim.SGD(model.parameters(), lr=0.5), F.cross_entropy)
@@ -252,6 +267,8 @@ PROGRAMS: dict[str, Callable[[], dict[str, Any]]] = {
     "adversaries, accumulating": lambda: adversaries(4),
     "several steps a batch": several_steps_a_batch,
     "skipped batches": skipped_batches,
+    "weighted": lambda: weighted(1),
+    "weighted, accumulating": lambda: weighted(4),
     "own backward": own_backward,
     "statistics": statistics,
     "refused": refused,

@@ -144,6 +144,19 @@ class TestKept:
         assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "checkpoints", "run.json"]
         assert not [path for path in (tmp_path / "checkpoints").iterdir() if path.name.startswith(".")]
 
+    @pytest.mark.parametrize("asynchronous", [False, True])
+    def test_wait_returns_when_the_last_one_is_on_the_disk(self, tmp_path, asynchronous):
+        engine = trainer(tmp_path, asynchronous=asynchronous)
+        kept = []
+
+        @engine.on(Events.EPOCH_STARTED(once=2))
+        def look():
+            engine.checkpoint.wait()
+            kept.extend(names_in(tmp_path))
+
+        engine.run(DATA, max_epochs=2)
+        assert kept == ["iteration=00000003,epoch=1"]
+
 
 class TestResume:
     def test_auto_begins_where_there_is_nothing(self, tmp_path):

@@ -1,5 +1,6 @@
 """What of recording a step needs no GPU is shown on the CPU, where doing the same again stands for a replay."""
 
+import threading
 from collections import namedtuple
 
 import pytest
@@ -20,6 +21,7 @@ from camshaft.handlers import (
     GradientClipping,
     LRScheduler,
     OptimizerStep,
+    Prefetch,
     cuda_graph,
 )
 from camshaft.handlers.cuda_graph import StaticBatch, layout_of, make_capturable
@@ -219,6 +221,24 @@ class TestTheLogic:
         training.engine.run(batches())
         assert training.engine.state.optimizer_step == 16
         assert graph.recorded == 1
+
+    def test_nothing_is_loaded_in_the_background_while_a_step_is_recorded(self, engine_class, monkeypatch):
+        threads = []
+
+        def record(work):
+            threads.extend(thread.name for thread in threading.enumerate())
+            return work
+
+        monkeypatch.setattr(cuda_graph, "record", record)
+        ahead = []
+        training = Training(engine_class=engine_class)
+        training.engine.add_event_handler(
+            Events.ITERATION_STARTED, lambda: ahead.extend(thread.name for thread in threading.enumerate())
+        )
+        training.run(CUDAGraph(), Prefetch())
+        assert any(name.startswith("camshaft-prefetch") for name in ahead)
+        assert threads
+        assert not any(name.startswith("camshaft-prefetch") for name in threads)
 
     def test_an_error_while_recording_says_what_a_recorded_step_may_not_do(self, monkeypatch):
         def fails(work):

@@ -106,6 +106,10 @@ class TestOnTwoProcesses:
     ):
         assert_same_weights(name)
 
+    @pytest.mark.parametrize("name", ["weighted", "weighted, accumulating"])
+    def test_weights_of_micro_batches_count_among_the_processes_too(self, assert_same_weights, name):
+        assert_same_weights(name)
+
     @pytest.mark.parametrize("name", ["adversaries", "adversaries, accumulating"])
     def test_two_models_with_an_optimizer_each_are_trained_by_a_step_that_calls_both(self, assert_same_weights, name):
         assert_same_weights(name)

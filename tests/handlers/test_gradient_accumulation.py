@@ -174,6 +174,19 @@ class TestWeights:
         engine_of(loss_step(at_once), OptimizerStep(torch.optim.SGD(at_once.parameters(), lr=0.1))).run([whole])
         assert_close(model, at_once)
 
+    @pytest.mark.parametrize("as_tensor", [False, True], ids=["number", "tensor"])
+    @pytest.mark.parametrize("group", [1, 2])
+    def test_a_group_of_no_weight_at_all_makes_a_step_with_gradients_of_zero(self, engine_of, as_tensor, group):
+        model, before = make_model(), make_model()
+        weight = torch.tensor(0) if as_tensor else 0
+        engine = engine_of(
+            lambda engine, batch: {"loss": loss_step(model)(engine, batch), "tokens": weight},
+            GradientAccumulation(group, weight="tokens"),
+            OptimizerStep(torch.optim.SGD(model.parameters(), lr=0.1)),
+        )
+        assert engine.run(make_data(2)).optimizer_step == 2 // group
+        assert_equal_bits(model, before)
+
     @pytest.mark.parametrize(
         ("returned", "words"),
         [

@@ -1,3 +1,6 @@
+import contextlib
+import threading
+
 import pytest
 import torch
 from ignite.engine import create_supervised_trainer
@@ -24,6 +27,7 @@ class Memory(Logger):
         self.records = []
         self.batches = []
         self.calls = []
+        self.threads = set()
 
     def open(self, iteration):
         self.calls.append(f"open after {iteration}")
@@ -31,12 +35,17 @@ class Memory(Logger):
     def write(self, records):
         self.records += records
         self.batches.append(len(records))
+        self.threads.add(threading.current_thread())
 
     def close(self):
         self.calls.append("close")
 
     def column(self, name):
         return [(record.iteration, record.values[name]) for record in self.records if name in record.values]
+
+
+def writer_threads():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("camshaft-")]
 
 
 def attach(engine, *handlers):
@@ -255,7 +264,7 @@ class TestWhenItIsWritten:
         seen = []
         engine.run(range(3), max_epochs=2)
 
-        assert seen == [[], [], [], [3], [3], [3]]
+        assert seen[:3] == [[], [], []]
         assert memory.batches == [3, 3]
 
     def test_a_hundred_records_do_not_wait_for_the_end_of_a_long_epoch(self):
@@ -352,6 +361,94 @@ class TestWhenItIsWritten:
         assert memory.calls == []
         assert memory.records == []
         assert memory.state_dict()["records_written"] is None
+
+
+class TestTheThread:
+    def test_it_writes_in_order_beside_the_one_that_trains(self):
+        memory = Memory(every=1)
+        attach(Engine(lambda engine, batch: torch.tensor(1.0)), memory).run(range(20), max_epochs=10)
+
+        assert [record.iteration for record in memory.records] == list(range(1, 201))
+        assert threading.main_thread() not in memory.threads
+
+    def test_the_training_goes_on_while_it_writes_and_a_state_is_given_when_it_has(self):
+        may_write = threading.Event()
+        seen = []
+
+        class Slow(Memory):
+            def write(self, records):
+                assert may_write.wait(60)
+                super().write(records)
+
+        memory = Slow(every=1)
+        engine = attach(Engine(lambda engine, batch: torch.tensor(1.0)), memory)
+
+        @engine.on(Events.EPOCH_STARTED(once=3))
+        def look():
+            seen.append(len(memory.records))
+            may_write.set()
+            seen.append(memory.state_dict()["records_written"])
+
+        engine.run(range(2), max_epochs=3)
+
+        assert seen == [0, 4]
+
+    def test_its_error_is_raised_by_the_training_and_nothing_is_written_behind_what_is_missing(self):
+        class Full(Memory):
+            def write(self, records):
+                if records[0].epoch == 2:
+                    raise OSError(28, "No space left on device")
+                super().write(records)
+
+        memory = Full(every=1)
+        engine = attach(Engine(lambda engine, batch: torch.tensor(1.0)), memory)
+        engine.add_event_handler(Events.EPOCH_STARTED, lambda: memory.flush())
+
+        with pytest.raises(OSError, match="No space left"):
+            engine.run(range(2), max_epochs=5)
+
+        assert engine.state.epoch == 3
+        assert [record.iteration for record in memory.records] == [1, 2]
+
+    def test_an_error_in_the_last_write_ends_the_run_with_it_too(self, engine_class):
+        class Full(Memory):
+            def write(self, records):
+                raise OSError(28, "No space left on device")
+
+        with pytest.raises(OSError, match="No space left"):
+            attach(engine_class(lambda engine, batch: torch.tensor(1.0)), Full(every=1)).run(range(2))
+
+    @pytest.mark.parametrize("end", ["at the end", "terminated", "by an error"])
+    def test_it_is_there_only_while_a_run_goes_on(self, end):
+        def step(engine, batch):
+            if batch == 5 and end == "terminated":
+                engine.terminate(skip_completed=True)
+            return torch.tensor(1.0 / (batch if end == "by an error" else 1))
+
+        engine = attach(Engine(step), Memory(every=1))
+        engine.add_event_handler(Events.EPOCH_STARTED, lambda: before.extend(writer_threads()))
+        before = []
+        with contextlib.suppress(ZeroDivisionError):
+            engine.run([4, 5, 0])
+
+        assert before == []
+        assert writer_threads() == []
+
+    def test_an_interruption_waits_for_it(self):
+        memory = Memory(every=1)
+        engine = attach(Engine(lambda engine, batch: torch.tensor(1.0)), memory)
+        engine.add_event_handler(Events.ITERATION_COMPLETED(once=2), lambda engine: engine.interrupt())
+        engine.run(range(4))
+
+        assert [record.iteration for record in memory.records] == [1, 2]
+
+    @pytest.mark.parametrize("how", ["fork", "spawn"])
+    def test_workers_of_a_loader_that_are_made_meanwhile_do_their_work(self, how):
+        memory = Memory(every=1)
+        loader = torch.utils.data.DataLoader(torch.arange(6.0), num_workers=1, multiprocessing_context=how)
+        attach(Engine(lambda engine, batch: batch.sum()), memory).run(loader, max_epochs=3 if how == "fork" else 1)
+
+        assert memory.column("loss")[:6] == [(number + 1, float(number)) for number in range(6)]
 
 
 class TestAfterACheckpoint:

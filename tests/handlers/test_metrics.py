@@ -1,14 +1,25 @@
 import pytest
 import torch
 import torchmetrics
-from ignite.metrics import Accuracy, Average, ConfusionMatrix, Loss, MetricsLambda, Precision, Recall, RunningAverage
+from ignite.metrics import (
+    Accuracy,
+    Average,
+    ConfusionMatrix,
+    Loss,
+    MetricsLambda,
+    Precision,
+    Recall,
+    RunningAverage,
+    mIoU,
+)
+from ignite.metrics.confusion_matrix import cmAccuracy
 from ignite.metrics.metric import BatchFiltered
 from sklearn.datasets import load_digits
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, log_loss, precision_score
 from torch.nn import functional as F
 
 from camshaft.engine import Engine, Events
-from camshaft.handlers import Metrics
+from camshaft.handlers import Checkpoint, Metrics
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +40,10 @@ def joined(digits):
 
 def identity(engine, batch):
     return batch
+
+
+def interrupted():
+    raise KeyboardInterrupt
 
 
 class TestMetricsOfIgnite:
@@ -66,6 +81,26 @@ class TestMetricsOfIgnite:
         assert engine.run(digits).metrics["accuracy"] == pytest.approx(
             accuracy_score(targets, logits.argmax(1)), abs=1e-6
         )
+
+    @pytest.mark.parametrize("attached_by", ["Metrics", "Ignite"])
+    def test_one_that_functions_make_of_others_is_kept_in_the_midst_of_an_epoch(
+        self, engine_of, digits, tmp_path, attached_by
+    ):
+        def run(directory, *, stops=False):
+            confusion = ConfusionMatrix(10)
+            metrics = {"iou": mIoU(confusion), "accuracy": cmAccuracy(confusion)}  # whose state Ignite cannot make
+            engine = engine_of(identity, *([Metrics(metrics)] if attached_by == "Metrics" else []))
+            if attached_by == "Ignite":
+                for name, metric in metrics.items():
+                    metric.attach(engine, name)
+            Checkpoint(directory, at=Events.ITERATION_COMPLETED(every=4)).attach(engine)
+            if stops:
+                engine.add_event_handler(Events.ITERATION_COMPLETED(once=6), interrupted)
+            return {name: float(engine.run(digits).metrics[name]) for name in metrics}
+
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "resumed", stops=True)
+        assert run(tmp_path / "resumed") == run(tmp_path / "whole")
 
     @pytest.mark.parametrize("usage", ["batch_wise", BatchFiltered(every=2)], ids=["batch wise", "every second batch"])
     def test_a_usage_tells_when_they_are_made(self, engine_of, usage):

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 import traceback
+from types import ModuleType
 
 import ignite.handlers
 import pytest
@@ -282,6 +283,10 @@ class TestInANotebook:
     def test_a_script_that_had_opened_a_prompt_is_none(self, tmp_path, monkeypatch):
         monkeypatch.setattr(sys, "ps1", "In : ", raising=False)  # which IPython.embed() leaves behind
         monkeypatch.setattr(sys.modules["__main__"], "__file__", "train.py", raising=False)
+        assert status_of(run, program_with(in_step=Signals(9)), tmp_path / "run") == 75
+
+    def test_a_script_of_which_some_package_has_imported_ipykernel_is_none(self, tmp_path, monkeypatch):
+        monkeypatch.setitem(sys.modules, "ipykernel", ModuleType("ipykernel"))
         assert status_of(run, program_with(in_step=Signals(9)), tmp_path / "run") == 75
 
 

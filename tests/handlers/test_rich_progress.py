@@ -62,6 +62,16 @@ def test_each_epoch_leaves_a_line_and_the_table_stays(terminal, engine_class):
     ]
 
 
+def test_a_narrow_terminal_cuts_the_numbers_and_not_the_bar(terminal):
+    screens = []
+    values = {f"a_value_with_a_long_name_{number}": float(number) for number in range(9)}
+    engine = attach(Engine(lambda engine, batch: values), RichProgress(file=terminal.file, refresh_seconds=0))
+    engine.add_event_handler(Events.ITERATION_STARTED(once=2), lambda: screens.append(screen(terminal)))
+    engine.run([1, 2])
+    (bar,) = (line for line in screens[0] if line.startswith("epoch 1/1"))
+    assert re.search(r"epoch 1/1 .{20} 1/2 0:00:00 < .*…$", bar)
+
+
 def test_while_it_runs_the_bar_stands_beside_the_table(terminal):
     screens = []
     engine = attach(counting(), RichProgress(file=terminal.file, refresh_seconds=0))

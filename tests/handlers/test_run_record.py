@@ -71,7 +71,8 @@ def test_a_program_from_the_standard_input_cannot_be_started_again(tmp_path):
 def test_a_prompt_cannot_be_started_again(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
     Engine(do_nothing).attach(RunRecord(tmp_path)).run([0])
-    assert record_in(tmp_path)["restartable"] is False
+    record = record_in(tmp_path)
+    assert (record["restartable"], record["typed_in"]) == (False, True)
 
 
 def test_a_later_run_replaces_the_record_and_leaves_nothing_else(tmp_path):

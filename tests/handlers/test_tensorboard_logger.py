@@ -84,8 +84,14 @@ def test_the_directory_is_made_when_the_run_starts_and_not_before(tmp_path):
 
 def test_the_end_of_an_epoch_can_be_read_while_the_run_goes_on(tmp_path):
     seen = []
-    engine = engine_with(TensorBoardLogger(tmp_path, every=1))
-    engine.add_event_handler(Events.EPOCH_STARTED, lambda: seen.append(len(shown(tmp_path))))
+    logger = TensorBoardLogger(tmp_path, every=1)
+    engine = engine_with(logger)
+
+    @engine.on(Events.EPOCH_STARTED)
+    def read():
+        logger.flush()
+        seen.append(len(shown(tmp_path)))
+
     engine.run([1, 2], max_epochs=2)
 
     assert seen == [0, 2]

@@ -71,9 +71,19 @@ def test_detached_before_its_time_it_writes_nothing():
     assert file.getvalue() == ""
 
 
-def test_ignites_engine_is_refused():
-    with pytest.raises(ValueError, match="Import Engine from camshaft"):
-        Trace().attach(IgniteEngine(lambda engine, batch: None))
+def test_on_ignites_engine_it_tells_the_same():
+    lines = {}
+    for engine_class in (Engine, IgniteEngine):
+        file = io.StringIO()
+        engine = engine_class(lambda engine, batch: None)
+        for handler in (Trace(2, file=file), TimeLimit(100)):
+            handler.attach(engine)
+        engine.run(range(3))
+        lines[engine_class] = [
+            re.sub(r"^ +[0-9.]+ ms |  [0-9.]+ ms$", "", line) for line in file.getvalue().splitlines()
+        ]
+        assert "_fire_event" not in vars(engine)
+    assert lines[Engine] == lines[IgniteEngine]
 
 
 @pytest.mark.parametrize("arguments", [{"first": 0}, {"iterations": 0}, {"first": 1.5}], ids=str)

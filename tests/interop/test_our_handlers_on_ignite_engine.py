@@ -33,6 +33,7 @@ from camshaft.handlers import (
     EarlyStopping,
     Evaluate,
     FastDevRun,
+    Freeze,
     FullySharded,
     GradientAccumulation,
     GradientClipping,
@@ -233,6 +234,21 @@ def test_ema_averages_the_weights_after_each_step(training) -> None:
     torch.testing.assert_close(ema.module.weight.detach(), averages[-1])
 
 
+@row("camshaft", "Freeze")
+def test_freeze_lets_parameters_be_until_an_epoch_is_over(training) -> None:
+    weights: list[torch.Tensor] = []
+    training.trainer.add_event_handler(
+        Events.EPOCH_COMPLETED, lambda: weights.append(training.model.weight.detach().clone())
+    )
+    before = training.model.weight.detach().clone()
+    head = nn.Linear(3, 3)  # without another trained part the loss would have no graph
+    training.optimizer.add_param_group({"params": head.parameters()})
+    training.model.register_forward_hook(lambda module, inputs, logits: head(logits))
+    training.attach(Freeze(training.model, until_epoch=1)).run(max_epochs=2)
+    assert torch.equal(weights[0], before)
+    assert not torch.equal(weights[1], before)
+
+
 @row("camshaft", "LRScheduler")
 @pytest.mark.parametrize(("per", "rate"), [("epoch", 0.1 * 0.5**2), ("step", 0.1 * 0.5**12)])
 def test_lr_scheduler_counts_epochs_or_optimizer_steps(training, per, rate) -> None:
@@ -346,15 +362,12 @@ def test_batch_size_finder_tries_sizes_out(training) -> None:
 
 
 @row("camshaft", "Trace")
-def test_trace_tells_what_happens_or_asks_for_our_engine(training, column, record_property) -> None:
+def test_trace_tells_what_happens(training, column) -> None:
     lines = io.StringIO()
+    training.attach(Trace(file=lines)).run()
+    assert "iteration 1 ITERATION_STARTED" in lines.getvalue()
     if column == "camshaft":
-        training.attach(Trace(file=lines)).run()
         assert "OPTIMIZER_STEP_STARTED" in lines.getvalue()
-    else:
-        with pytest.raises(ValueError, match="Import Engine from camshaft") as error:
-            training.attach(Trace(file=lines))
-        record_property("refused", str(error.value))
 
 
 @row("camshaft", "Prefetch")

@@ -22,6 +22,8 @@ from typing import Any
 import pytest
 
 PROGRAM = Path(__file__).with_name("vendors_program.py")
+ON_RANKS = Path(__file__).with_name("vendors_on_ranks.py")
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(PROGRAM.parents[3]), "WANDB_ERROR_REPORTING": "false"}
 ITERATIONS = list(range(1, 10))
 MODULES = {
     "clearml": ["clearml"],
@@ -35,11 +37,10 @@ MODULES = {
 
 def start(name: str, how: str, argument: str, directory: Path) -> int:
     """Run the program in a directory; its status."""
-    environment = {**os.environ, "PYTHONPATH": str(PROGRAM.parents[3]), "WANDB_ERROR_REPORTING": "false"}
     ended = subprocess.run(
         [sys.executable, PROGRAM, name, how, argument],
         cwd=directory,
-        env=environment,
+        env=ENVIRONMENT,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -70,13 +71,17 @@ def killed_and_resumed(tmp_path_factory: pytest.TempPathFactory, request: pytest
     return kept
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
 @pytest.fixture(scope="module")
 def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of an MLflow server on loopback with SQLite behind it."""
     directory = tmp_path_factory.mktemp("mlflow-server")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     options = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     stores = ["--backend-store-uri", "sqlite:///mlflow.db", "--artifacts-destination", "./artifacts"]
     with (directory / "log").open("w") as log:
@@ -104,19 +109,16 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         server.wait()
 
 
-@pytest.mark.parametrize("name", ["clearml", "mlflow", "neptune", "visdom", "wandb"])
+@pytest.mark.parametrize("name", MODULES)
 def test_each_iteration_of_a_killed_and_resumed_run_is_there_once(killed_and_resumed: Any, name: str) -> None:
     loss = killed_and_resumed(name)["loss"]
     assert [iteration for iteration, _ in loss] == ITERATIONS
     assert loss[0][1] == pytest.approx(1.0037468671798706)
 
 
-def test_comet_keeps_nothing_of_a_killed_run_offline_and_the_resumed_one_goes_on_with_its_key(
-    killed_and_resumed: Any,
-) -> None:
+def test_comet_has_two_archives_with_one_key(killed_and_resumed: Any) -> None:
     kept = killed_and_resumed("comet")
-    assert [iteration for iteration, _ in kept["loss"]] == [7, 8, 9]  # the checkpoint was saved after the sixth
-    assert kept["ids"] == [kept["run_id"]]
+    assert kept["ids"] == [kept["run_id"]] * 2
 
 
 @pytest.mark.parametrize("name", ["clearml", "comet", "mlflow", "neptune", "wandb"])
@@ -165,3 +167,43 @@ def test_wandb_and_visdom_have_one_run(killed_and_resumed: Any) -> None:
 
 def test_visdom_shows_parameters_and_tags_as_text(killed_and_resumed: Any) -> None:
     assert killed_and_resumed("visdom")["texts"][-1] == "optimizer/lr: 0.5<br>layers: [3, 2]<br>digits<br>stage: first"
+
+
+@pytest.fixture(scope="module")
+def on_two_processes(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> list[dict[str, Any]]:
+    """What each of two processes tells of a run that both log to MLflow and to Weights & Biases."""
+    for module in (*MODULES["mlflow"], *MODULES["wandb"]):
+        if importlib.util.find_spec(module) is None:
+            pytest.skip(f"needs {module}, which `make interop` installs")
+    server = request.getfixturevalue("mlflow_server")
+    directory = tmp_path_factory.mktemp("ranks")
+    ranks = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, ON_RANKS, server],
+            cwd=directory,
+            env={**ENVIRONMENT, **ranks, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        told = [process.communicate(timeout=150)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [0, 0], "\n".join(told)
+    return [json.loads((directory / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+def test_of_two_processes_the_first_alone_talks_to_the_services(on_two_processes: Any) -> None:
+    assert [kept["began"] for kept in on_two_processes] == [[True, True], [False, False]]
+    assert [len(on_two_processes[0][name]["runs"]) for name in ("mlflow", "wandb")] == [1, 1]
+
+
+@pytest.mark.parametrize("name", ["mlflow", "wandb"])
+def test_the_services_get_the_means_over_two_processes(on_two_processes: Any, name: str) -> None:
+    assert on_two_processes[0][name]["loss"] == [[iteration, iteration + 5.0] for iteration in range(1, 7)]

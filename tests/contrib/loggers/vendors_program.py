@@ -68,8 +68,6 @@ def comet_kept(logger: Any) -> dict[str, Any]:
     kept: dict[str, Any] = {"loss": [], "files": [], "parameters": {}, "tags": [], "ids": []}
     for path in sorted(Path("comet").glob("*.zip"), key=lambda path: path.stat().st_mtime):
         with zipfile.ZipFile(path) as archive:
-            if "experiment.json" not in archive.namelist():  # that of a run that was killed is empty
-                continue
             experiment = json.loads(archive.read("experiment.json"))
             kept["ids"].append(experiment["offline_id"])
             kept["tags"] += experiment["tags"]
@@ -99,7 +97,7 @@ def mlflow_kept(logger: Any) -> dict[str, Any]:
     from mlflow import MlflowClient  # noqa: PLC0415
 
     service = MlflowClient(logger.tracking_uri)
-    experiment = service.get_experiment_by_name("digits")
+    experiment = service.get_experiment_by_name(logger.experiment)
     runs = service.search_runs([experiment.experiment_id])
     data = service.get_run(logger.run_id).data
     return {
