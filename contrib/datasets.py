@@ -67,7 +67,8 @@ def _digits(root: Path) -> Images:
 
     pixels, labels = load_digits(return_X_y=True)
     pictures = torch.tensor(pixels / 16, dtype=torch.float32).reshape(-1, 1, 8, 8)
-    return Images(*_parts(TensorDataset(pictures, torch.tensor(labels)), 257, 257), (1, 8, 8), 10)
+    train, validation, test = _parts(TensorDataset(pictures, torch.tensor(labels)), 257, 257)
+    return Images(train, validation, test, (1, 8, 8), 10)
 
 
 def _of_torchvision(name: str, shape: tuple[int, int, int]) -> Callable[[Path], Images]:
@@ -85,7 +86,8 @@ def _of_torchvision(name: str, shape: tuple[int, int, int]) -> Callable[[Path], 
         except (RuntimeError, OSError) as error:
             reason = str(error).strip().splitlines()[-1]
             raise OSError(f"{name} could neither be loaded from {root} nor downloaded: {reason}") from error
-        return Images(*_parts(train, len(train) // 12), test, shape, 10)
+        train, validation = _parts(train, len(train) // 12)
+        return Images(train, validation, test, shape, 10)
 
     return load
 

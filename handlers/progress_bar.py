@@ -13,6 +13,7 @@ Listens to:
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import sys
@@ -210,7 +211,7 @@ class ProgressBar(Handler):
     # ------------------------------------------------------------------------------------------------ the bar
 
     def _choose_bar(self) -> None:
-        if find_spec("ipywidgets") is not None:
+        if _has_widgets():
             from tqdm.auto import tqdm  # noqa: PLC0415 - only a run that shows a bar pays for it
         else:  # tqdm.auto would warn, in a notebook, that it is missing
             from tqdm import tqdm  # noqa: PLC0415
@@ -357,3 +358,8 @@ def _join(names: list[str], scalars: Scalars) -> str:
     return ", ".join(
         f"{name}={number}" if isinstance(number, int) else f"{name}={number:.4g}" for name, number in numbers
     )
+
+
+@functools.cache  # to look for a package takes longer than an epoch of few iterations
+def _has_widgets() -> bool:
+    return find_spec("ipywidgets") is not None
