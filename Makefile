@@ -32,7 +32,7 @@ notebooks: $(INSTALLED) ## execute the notebooks and keep their outputs; one: ma
 interop: $(INTEROP)/.installed ## print which handler, Ignite's and ours, was tested on which engine, and how it went
 	$(INTEROP)/bin/python -P -m pytest -n $(WORKERS) --matrix tests/interop $(ARGS)
 # Not on several processes: each of them would run every vendor's client.
-	$(INTEROP)/bin/python -P -m pytest tests/contrib/loggers
+	$(INTEROP)/bin/python -P -m pytest tests/contrib/loggers tests/together/test_ray.py
 
 test-ignite-range: $(INSTALLED) ## run the tests on the oldest and the newest Ignite that setup.cfg admits
 	WORKERS=$(WORKERS) .ci/test-ignite-range $(ARGS)

@@ -2,7 +2,7 @@
 
     python examples/gan.py                                    # points around eight places on a circle
     python examples/gan.py --constraint clipping              # with the critic of the first WGAN
-    python examples/gan.py --dataset digits --max-epochs 200  # pictures; --dataset mnist downloads them
+    python examples/gan.py --dataset digits --batch-size 64 --penalty 1 --max-epochs 150  # pictures; or mnist
 
 I. Gulrajani, F. Ahmed, M. Arjovsky, V. Dumoulin and A. Courville, "Improved Training of Wasserstein GANs", NeurIPS
 2017. `critic.png` shows the critic's values with points of the data and of the generator. The paper's figure 1(a), the
