@@ -154,3 +154,21 @@ def test_what_a_guide_puts_in_the_place_of_another_name_is_there(guide: str) -> 
     known = {*dir(camshaft), *Events.__members__, *StepEvents.__members__, "DataLoader", "OneCycleLR"}
     assert len(names) > 20
     assert sorted(names - known) == []
+
+
+# Drawings that stand in the text, so that it is whole where there is no site, and in the code
+
+
+@pytest.mark.parametrize("path", ["engine/events.py", "engine/training_step.py", "CONTRIBUTING.md"])
+def test_what_how_it_works_shows_is_what_the_code_says(path: str) -> None:
+    def lines(text: str) -> list[str]:
+        return [line.strip() for line in text.splitlines()]
+
+    shown = (ROOT / "docs" / "how-it-works.md").read_text(encoding="utf-8")
+    source = lines((ROOT / path).read_text(encoding="utf-8"))
+    first = {"engine/events.py": "STARTED", "engine/training_step.py": "FORWARD_STARTED"}.get(path, "| phase | who |")
+    found = re.findall(r"```text\n([^`]*)```|^((?:\|[^\n]*\n)+)", shown, re.MULTILINE)
+    drawings = [lines(block or table) for block, table in found]
+    (drawing,) = [one for one in drawings if one[0].startswith(first) and len(one) > 4]
+    begin = source.index(drawing[0])
+    assert source[begin : begin + len(drawing)] == drawing
