@@ -109,6 +109,7 @@ class Checkpoint(Handler):
         self,
         directory: str | os.PathLike[str],
         objects: Mapping[str, Any] | None = None,
+        /,
         *,
         at: Any = Events.EPOCH_COMPLETED,
         keep_last: int = 2,

@@ -152,7 +152,8 @@ def test_a_rank_cannot_launch_ranks(monkeypatch):
         camshaft.launch(print)
 
 
-def test_what_cannot_be_sent_to_a_process_is_refused():
+def test_what_cannot_be_sent_to_a_process_is_refused(monkeypatch):
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", __file__, raising=False)  # nothing was typed in
     with pytest.raises(ValueError, match=r"cannot send <function .*<lambda>.* Define main\(\) at the top level"):
         camshaft.launch(lambda: None, nproc=2)
 
