@@ -198,13 +198,13 @@ def _first_host(nodes: str) -> str:
 
 
 def _check_environment() -> None:
-    os.environ.setdefault("LOCAL_RANK", os.environ.get("RANK", "0"))
     for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
         if name not in os.environ:
             raise ValueError(
                 f"The environment says WORLD_SIZE={os.environ['WORLD_SIZE']}, but {name} is not set. A launcher sets "
                 "both: start the program with `camshaft launch`, torchrun or srun, or unset WORLD_SIZE."
             )
+    os.environ.setdefault("LOCAL_RANK", os.environ["RANK"])
 
 
 # Of XLA's process group, whose own collectives take tensors on the device only; None: the default group.

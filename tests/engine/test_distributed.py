@@ -143,8 +143,10 @@ def test_a_program_that_is_the_only_one_has_no_group(monkeypatch):
 
 def test_an_environment_that_leaves_something_out_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
+    before = dict(os.environ)
     with pytest.raises(ValueError, match="says WORLD_SIZE=2, but RANK is not set"):
         initialise()
+    assert os.environ == before
 
 
 def test_on_a_tpu_tensors_go_through_xla_and_objects_through_gloo_beside_it(monkeypatch):
