@@ -66,7 +66,7 @@ $(INSTALLED): setup.cfg constraints.txt
 	@test -x $(BIN)/pip || { echo 'Making the virtual environment .venv …'; "$(PYTHON)" -m venv .venv; }
 	@echo 'Installing into .venv, at the versions of constraints.txt (the first time this takes minutes) …'
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt pip setuptools
-	@$(BIN)/python -m pip install --constraint constraints.txt --no-build-isolation --editable '.[dev,docs,examples,vision]'
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev,docs,examples,vision]'
 	@touch $@
 
 # On top of .venv, which it sees, because these clients want other versions of what is there. visdom's own build needs

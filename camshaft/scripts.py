@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
@@ -32,11 +33,21 @@ from camshaft.handlers import (
     TerminateOnNaN,
 )
 from camshaft.handlers.checkpoint_store import BrokenCheckpointError
-from camshaft.handlers.run_file import read_record
+from camshaft.handlers.run_file import RECORD_FILE, as_json, read_record
+from camshaft.handlers.run_record import record_run
 
-__all__ = ["number", "run_script", "script_parser", "standard_handlers", "start", "weights_sha256"]
+__all__ = [
+    "camshaft_command",
+    "number",
+    "run_script",
+    "script_parser",
+    "standard_handlers",
+    "start",
+    "weights_sha256",
+]
 
 ENGINE_LOGGER = "ignite.engine.engine.Engine"  # Ignite's name for the one logger of all engines
+_noted: list[tuple[Path, bool]] = []  # directories in which `start` has written a record, and whether they were new
 _NOT_OF_THE_RUN = ("run_dir", "resume")  # options that say where a run is, not which one it is
 
 
@@ -82,6 +93,9 @@ def script_parser(
 def start(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the options of a script and do what comes first: join the other processes, seed, name the run's directory.
 
+    It notes in the directory's ``run.json`` how the script was started, and prints the commands to go on and to look at
+    the run.
+
     Without ``--run-dir`` it is the first of ``runs/SCRIPT-1``, ``runs/SCRIPT-2``, … that is new, or has a run with the
     same options that has not come to its end: a killed script, started again, goes on.
 
@@ -94,6 +108,8 @@ def start(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = Non
         >>> directory = tempfile.mkdtemp()
         >>> parser = script_parser("Trains something.", max_epochs=20, batch_size=64)
         >>> options = start(parser, ["--run-dir", directory, "--seed", "1"])
+        The run is kept in /...
+        Look at it by: ...camshaft show /...
         >>> torch.initial_seed() == options.seed == 1
         True
     """
@@ -105,7 +121,34 @@ def start(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = Non
     if options.run_dir is None:
         options.run_dir = _next_run(parser.prog.removesuffix(".py"), options)
     options.run_dir = broadcast(options.run_dir)
+    if rank() == 0:
+        run = options.run_dir
+        if not read_record(run):  # before the script's own run begins, it may train others that belong to it
+            _noted.append((run, not run.exists()))
+            record_run(run, configuration=vars(options))
+        on, look = camshaft_command("resume", run), camshaft_command("show", run)
+        sys.stdout.write(
+            f"The run is kept in {run}. Killed at any moment, it goes on by: {on}\n"
+            f"Look at it by: {look}, and at its curves by: {camshaft_command('plot', run, '-o', 'curves.png')}\n"
+        )
+        sys.stdout.flush()
     return options
+
+
+def camshaft_command(*arguments: str | os.PathLike[str]) -> str:
+    """A command of Camshaft as one types it where this process was started, whether or not ``camshaft`` is on the path.
+
+    Args:
+        arguments: of ``camshaft``.
+
+    Example:
+        >>> camshaft_command("show", "runs/my run")
+        "...python... -m camshaft show 'runs/my run'"
+    """
+    interpreter = Path(sys.executable)
+    if interpreter.is_relative_to(Path.cwd()):
+        interpreter = interpreter.relative_to(Path.cwd())
+    return shlex.join([str(interpreter), "-m", "camshaft", *map(str, arguments)])
 
 
 def standard_handlers(
@@ -129,6 +172,7 @@ def standard_handlers(
         >>> from camshaft import Engine, OptimizerStep
         >>> parser = script_parser("Fits a line.", max_epochs=2, batch_size=64)
         >>> options = start(parser, ["--run-dir", tempfile.mkdtemp()])
+        The run is kept in ...
         >>> model = nn.Linear(1, 1)
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         >>> trainer = Engine(lambda engine, batch: (model(batch) - 2 * batch).pow(2).mean()).attach(
@@ -184,6 +228,7 @@ def run_script(main: Callable[[], Any]) -> NoReturn:
         _stop(str(error))
     finally:
         logger.removeFilter(_told_once)
+        _take_back_records()
     sys.exit(0)
 
 
@@ -243,7 +288,7 @@ class _Defaults(argparse.HelpFormatter):
 
 
 def _next_run(name: str, options: argparse.Namespace) -> Path:
-    wanted = _identity(json.loads(json.dumps(vars(options), default=repr)))
+    wanted = _identity(json.loads(json.dumps(vars(options), default=as_json)))
     for number_of_run in count(1):
         directory = Path("runs") / f"{name}-{number_of_run}"
         if not directory.exists():
@@ -257,6 +302,16 @@ def _next_run(name: str, options: argparse.Namespace) -> Path:
 
 def _identity(configuration: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in configuration.items() if name not in _NOT_OF_THE_RUN}
+
+
+def _take_back_records() -> None:
+    """Remove what ``start`` has noted where no run has begun: the data were not there, or an option was wrong."""
+    while _noted:
+        directory, new = _noted.pop()
+        if [path.name for path in directory.glob("*")] == [RECORD_FILE] and "attached" not in read_record(directory):
+            (directory / RECORD_FILE).unlink()
+            if new:
+                directory.rmdir()
 
 
 def _told_once(record: logging.LogRecord) -> bool:

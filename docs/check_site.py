@@ -108,7 +108,10 @@ def main() -> int:
     site = Path(sys.argv[1])
     found = problems(site, (name for name in public if not name.startswith("_")))
     sys.stderr.writelines(f"{problem}\n" for problem in found)
-    return 1 if found else 0
+    if found:
+        return 1
+    sys.stdout.write(f"Open {site / 'index.html'} in a browser.\n")
+    return 0
 
 
 if __name__ == "__main__":

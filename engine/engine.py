@@ -91,7 +91,10 @@ class Engine(IgniteEngine):
 
     def __init__(self, process_function: Callable[[Any, Any], Any]) -> None:
         self._requests: dict[str, bool | str] = {}
-        super().__init__(process_function)
+        try:
+            super().__init__(process_function)
+        except ValueError as error:
+            raise ValueError(f"{error} A step takes (engine, batch).") from None
         self._event_handlers: SubscribersByEvent = SubscribersByEvent(self)  # type: ignore[assignment]
         self._subscribing_phase = Phase.USER
         self._error_told: BaseException | None = None  # on its way out; EXCEPTION_RAISED's handlers know it already

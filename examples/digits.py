@@ -10,9 +10,7 @@ Killed at any moment, the same command goes on where it was.
 
 import argparse
 import math
-import os
 import shlex
-import sys
 from pathlib import Path
 
 import torch
@@ -38,7 +36,7 @@ from camshaft import (
 from camshaft.contrib.datasets import IMAGES, images
 from camshaft.curves import plot_curves
 from camshaft.engine.distributed import rank, world_size
-from camshaft.scripts import run_script, script_parser, standard_handlers, start, weights_sha256
+from camshaft.scripts import camshaft_command, run_script, script_parser, standard_handlers, start, weights_sha256
 
 
 def main() -> None:
@@ -92,24 +90,22 @@ def main() -> None:
         *standard_handlers(options, model=model, optimizer=optimizer, monitor="val_accuracy"),
     )
 
-    camshaft, run_dir = f"{shlex.quote(os.path.relpath(sys.executable))} -m camshaft", shlex.quote(str(options.run_dir))
-    if rank() == 0:
-        print(f"The run is kept in {run_dir}. Killed at any moment, it goes on by: {camshaft} resume {run_dir}")
     trainer.run(train_loader, max_epochs=options.max_epochs)
     if rank() > 0:
         return
 
     # ------------------------------------------------------------------------------------------------ what came of it
 
-    curves = plot_curves([options.run_dir], options.run_dir / "curves.png")
-    metrics = trainer.state.metrics
-    print(f"\n{trainer}\n")
-    print(f"test accuracy  {metrics['test_accuracy']:.2%} of {len(data.test)} images never seen in training")
-    print(f"curves         {curves}")
-    print(f"numbers        {options.run_dir / 'metrics.csv'}")
-    print(f"TensorBoard    tensorboard --logdir {run_dir}/tensorboard")
-    print(f"checkpoints    {camshaft} checkpoints {run_dir}")
-    print(f"train longer   {camshaft} resume {run_dir} --run-dir {run_dir} --max-epochs {options.max_epochs + 10}")
+    run_dir, metrics, epochs = options.run_dir, trainer.state.metrics, str(options.max_epochs + 10)
+    print(f"\ntest accuracy  {metrics['test_accuracy']:.2%} of {len(data.test)} images never seen in training")
+    print(f"curves         {plot_curves([run_dir], run_dir / 'curves.png')}")
+    print(f"numbers        {run_dir / 'metrics.csv'}")
+    print(f"TensorBoard    tensorboard --logdir {shlex.quote(f'{run_dir}/tensorboard')}  # pip install tensorboard")
+    print(f"events         {camshaft_command('show', run_dir, '--events')}")
+    print(f"checkpoints    {camshaft_command('checkpoints', run_dir)}")
+    print(f"train longer   {camshaft_command('resume', run_dir, '--run-dir', run_dir, '--max-epochs', epochs)}")
+    print(f"               (the cosine stretches over all {epochs} epochs, so the learning rate rises again at first)")
+    print("To compare runs by, the digest of all that the model has learned:")
     print(f"weights sha256: {weights_sha256(model)}")
 
 

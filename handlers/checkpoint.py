@@ -305,6 +305,7 @@ class Checkpoint(Handler):
                 "optimizer_step": getattr(state, "optimizer_step", 0),
                 "should_terminate": engine.should_terminate and not _ended_for_now(engine),
                 "finished": finished,
+                "ended_by": [type(handler).__name__ for handler in handlers_of(engine) if handler.has_ended_run],
                 "user": {key: getattr(state, key) for key in engine.state_dict_user_keys},
             },
             "rest": None if rest is None else {"event": divided, "phase": rest[1], "is_due": self._is_due},
@@ -312,6 +313,7 @@ class Checkpoint(Handler):
             "metrics": dict(state.metrics),
             "monitor": None,
             "seed": torch.initial_seed(),
+            "built_lr": self._resumption.built_lr,
         }
         if noted is None:
             noted = {

@@ -5,7 +5,7 @@ Listens to:
 - STARTED in MEASURE: forgets an earlier run where a new one begins.
 - EPOCH_COMPLETED (or the event that is asked for) in DECIDE: reads the value; terminates the run.
 - COMPLETED in RESTORE: brings back the best weights, before anything is evaluated with them and after the last group of
-  micro-batches has made its step.
+  micro-batches has made its step. In SAVE, when no progress bar is shown any more: tells why the run has ended.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from camshaft.engine.used_objects import modules_used_by
 from camshaft.handlers.ema import EMA, unwrapped
 from camshaft.handlers.handler import Handler, On, handlers_of
 from camshaft.handlers.monitor import Mode, Monitor
+from camshaft.handlers.notices import tell
 
 __all__ = ["EarlyStopping"]
 
@@ -50,6 +51,7 @@ class EarlyStopping(Handler):
     Attributes:
         monitor: with the ``best`` value so far.
         counter: values in a row without improvement.
+        best_epoch: in which the best value came, None before there is one.
 
     Raises:
         ValueError: ``patience`` is not a positive integer; when the run starts, if ``restore_best`` finds no module;
@@ -79,6 +81,7 @@ class EarlyStopping(Handler):
         self.monitor = Monitor(monitor, mode, min_delta)
         self.patience = patience
         self.counter = 0
+        self.best_epoch: int | None = None
         self._finds_modules = restore_best is True
         self._modules: dict[str, nn.Module] = {}
         if isinstance(restore_best, nn.Module):
@@ -91,6 +94,7 @@ class EarlyStopping(Handler):
         self.listens = (
             On(Events.STARTED, Phase.MEASURE, "start"),
             On(at, Phase.DECIDE, "decide"),
+            On(Events.COMPLETED, Phase.SAVE, "tell_why"),
         )
         if self._restores:
             self.listens = (*self.listens, On(Events.COMPLETED, Phase.RESTORE, "restore"))
@@ -116,6 +120,7 @@ class EarlyStopping(Handler):
         if engine.state.iteration == 0 and not self._loaded:
             self.monitor.reset()
             self.counter = 0
+            self.best_epoch = None
             self._best_weights = {}
         self._loaded = False
 
@@ -126,18 +131,11 @@ class EarlyStopping(Handler):
             return
         if self.monitor.improves(value):
             self.counter = 0
+            self.best_epoch = engine.state.epoch
             self._keep_weights()
             return
         self.counter += 1
-        if self.counter >= self.patience:
-            engine.logger.info(
-                "%s has not improved on %s for %d times: the run is terminated after iteration %d (epoch %d).",
-                self.monitor.name,
-                self.monitor.best,
-                self.counter,
-                engine.state.iteration,
-                engine.state.epoch,
-            )
+        if self.has_ended_run:
             engine.terminate()
 
     def restore(self, engine: IgniteEngine) -> None:
@@ -149,6 +147,27 @@ class EarlyStopping(Handler):
             if name in self._best_weights:
                 ema.load_state_dict(self._best_weights[name])
 
+    @property
+    def has_ended_run(self) -> bool:
+        return self.counter >= self.patience
+
+    def tell_why(self, engine: IgniteEngine) -> None:
+        """Tell that the run has ended early, and what its weights are."""
+        if not (self.has_ended_run and engine.should_terminate):
+            return
+        best = "" if self.best_epoch is None else f" (best {self.monitor.best:.4g} in epoch {self.best_epoch})"
+        times = "once" if self.counter == 1 else f"{self.counter} times in a row"
+        weights = "best" if self._best_weights else "last"
+        tell(
+            engine,
+            "EarlyStopping: %s has not improved %s%s: the run ends in epoch %d, with the %s weights.",
+            self.monitor.name,
+            times,
+            best,
+            engine.state.epoch,
+            weights,
+        )
+
     def _keep_weights(self) -> None:
         for name, module in self._modules.items():
             self._best_weights[name] = _copied(unwrapped(module).state_dict())
@@ -156,12 +175,13 @@ class EarlyStopping(Handler):
             self._best_weights[name] = _copied(ema.state_dict())
 
     def state_dict(self) -> dict[str, Any]:
-        state = {"monitor": self.monitor.state_dict(), "counter": self.counter}
+        state = {"monitor": self.monitor.state_dict(), "counter": self.counter, "best_epoch": self.best_epoch}
         return {**state, "best_weights": dict(self._best_weights)} if self._restores else state
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         self.monitor.load_state_dict(state_dict["monitor"])
         self.counter = state_dict["counter"]
+        self.best_epoch = state_dict.get("best_epoch")
         self._best_weights = dict(state_dict.get("best_weights", {})) if self._restores else {}
         self._loaded = True
 

@@ -22,8 +22,17 @@ __all__ = ["Handler", "On", "handlers_of"]
 AnyHandler = TypeVar("AnyHandler", bound="Handler")
 
 
-class On(NamedTuple):
+class _Subscription(NamedTuple):
+    event: Any
+    phase: Phase
+    method: str
+
+
+class On(_Subscription):
     """One subscription of a handler: at ``event``, in ``phase``, its method ``method`` is called with the engine.
+
+    Raises:
+        TypeError: ``phase`` is no ``Phase``, or ``method`` no name.
 
     Example:
         >>> from camshaft.engine import Events, Phase
@@ -31,9 +40,16 @@ class On(NamedTuple):
         'save'
     """
 
-    event: Any
-    phase: Phase
-    method: str
+    __slots__ = ()
+
+    def __new__(cls, event: Any, phase: Phase, method: str) -> On:
+        given: Any = (phase, method)  # whatever their types should be
+        if not isinstance(given[0], Phase):
+            names = ", ".join(f"Phase.{each.name}" for each in Phase)
+            raise TypeError(f"On(event, phase, method) takes one of {names}, but the phase is {phase!r}.")
+        if not isinstance(given[1], str):
+            raise TypeError(f'On(event, phase, method) takes the name of a method, as "tell", but it is {method!r}.')
+        return super().__new__(cls, event, phase, method)
 
 
 class Handler:
@@ -86,7 +102,13 @@ class Handler:
 
         Raises:
             ValueError: it is attached there already.
+            TypeError: it defines one of ``state_dict`` and ``load_state_dict``, but not the other.
+            AttributeError: ``listens`` names a method that it does not have.
         """
+        listens: Any = self.listens
+        if isinstance(listens, On):  # without a tuple around it
+            self.listens = (listens,)
+        _check_class(self)
         handlers = handlers_of(engine)
         if any(handler is self for handler in handlers):
             raise ValueError(f"{self!r} is attached to this engine already; attach it once.")
@@ -160,6 +182,11 @@ class Handler:
         """Whether it has ended the run by something that is not the run's: one that is resumed asks it again."""
         return False
 
+    @property
+    def has_ended_run(self) -> bool:
+        """Whether it has ended the run for good, so that who asks why a run is finished can be told."""
+        return False
+
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps of this handler: tensors, numbers, strings and containers of them."""
         return {}
@@ -200,6 +227,25 @@ def raise_again(engine: IgniteEngine, error: BaseException) -> None:
         function is raise_again or isinstance(getattr(function, "__self__", None), Handler) for function in listeners
     ):
         raise error
+
+
+def _check_class(handler: Handler) -> None:
+    """Refuse a handler whose class is not whole, before any of it is attached."""
+    name = type(handler).__name__
+    saves = type(handler).state_dict is not Handler.state_dict
+    loads = type(handler).load_state_dict is not Handler.load_state_dict
+    if saves and not loads:
+        raise TypeError(
+            f"{name} has a state_dict but no load_state_dict: a run that goes on would begin it anew. Define both."
+        )
+    if loads and not saves:
+        raise TypeError(
+            f"{name} has a load_state_dict but no state_dict: a checkpoint keeps nothing of it. Define both."
+        )
+    for on in handler.listens:
+        if not hasattr(handler, on.method):
+            events = " | ".join(event.name for event in events_in(on.event))
+            raise AttributeError(f"{name} has no method {on.method!r}, which its listens names for {events}.")
 
 
 def _check_handlers(engine: IgniteEngine) -> None:

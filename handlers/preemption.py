@@ -30,6 +30,7 @@ from camshaft.engine.phases import Phase, events_in, subscribe
 from camshaft.handlers.checkpoint import Checkpoint
 from camshaft.handlers.evaluate import Evaluate
 from camshaft.handlers.handler import Handler, On, handlers_of
+from camshaft.handlers.notices import tell
 
 __all__ = ["PREEMPTED", "Preemption"]
 
@@ -167,7 +168,10 @@ class Preemption(Handler):
             return
         for checkpoint in _checkpoints_of(engine):
             checkpoint.save_now(engine)
-        status, self._received = self._status(), None
+        status = self._status()
+        if status is not None:
+            self._tell(engine)
+        self._received = None
         if self._agreement is not None:
             self._agreement.forget("Preemption")
         if status is not None:
@@ -198,6 +202,22 @@ class Preemption(Handler):
         if self._left_validation and isinstance(error, SystemExit):
             for checkpoint in _checkpoints_of(engine):
                 checkpoint.save_before_evaluation(engine)
+            self._tell(engine)
+
+    def _tell(self, engine: IgniteEngine) -> None:
+        """Tell why the process ends, and what is on the disk, which is older where nothing could be saved here."""
+        number = self._told()
+        name = next((known.name for known in signal.Signals if known == number), f"Signal {number}")
+        for checkpoint in _checkpoints_of(engine):
+            saved = checkpoint.store.list()
+            if saved:
+                tell(
+                    engine,
+                    "%s: saved at iteration %d in %s; the same command goes on.",
+                    name,
+                    saved[-1].iteration,
+                    checkpoint.directory,
+                )
 
     def _told(self) -> int | None:
         """The signal that has come, to this process or, as all know by now, to another."""

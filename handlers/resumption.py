@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pickle
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from ignite.engine import Engine as IgniteEngine
 
+from camshaft.engine.distributed import rank
 from camshaft.engine.generators import set_generator_states
 from camshaft.engine.resumable_data import ResumableData, samples_per_iteration
 from camshaft.handlers.checkpoint_contents import (
@@ -24,6 +25,7 @@ from camshaft.handlers.checkpoint_contents import (
 from camshaft.handlers.checkpoint_ranks import Ranks, read_for_this_rank
 from camshaft.handlers.checkpoint_store import CheckpointStore, SavedCheckpoint
 from camshaft.handlers.monitor import Monitor
+from camshaft.handlers.notices import tell
 from camshaft.handlers.world_change import view_for_world
 
 __all__ = ["Resumption"]
@@ -51,17 +53,28 @@ class Pending(NamedTuple):
     def end(self, engine: IgniteEngine) -> None:
         """End the run if it was over, or about to be."""
         if self.finished:
-            if self.ours["rest"] is None:
+            if self.ours["rest"] is None and rank() == 0:
                 engine.logger.warning(
-                    "The run in %s is finished (epoch %d, iteration %d): nothing to do. Pass a larger max_epochs to go "
-                    "on.",
+                    "The run in %s is finished (epoch %d, iteration %d): nothing to do. %s",
                     self.path.parent.parent,
                     engine.state.epoch,
                     engine.state.iteration,
+                    _way_on(self.ours["engine"]),
                 )
             engine.terminate(skip_completed=True)
         elif self.ends:
             engine.should_terminate = self.ours["engine"]["should_terminate"] or True
+
+
+def _way_on(saved: Mapping[str, Any]) -> str:
+    """What can be done about a run that is finished."""
+    if not _was_ended(saved):
+        return "Pass a larger max_epochs to go on."
+    by = " and ".join(saved.get("ended_by", ())) or "The program or a handler"
+    return (
+        f"{by} ended it, so a larger max_epochs changes nothing. Choose another directory for a new run; with the path "
+        "of an earlier checkpoint as its resume it goes on from there."
+    )
 
 
 class Resumption:
@@ -75,6 +88,7 @@ class Resumption:
     Attributes:
         origin: the path from which the run began, if one was given.
         pending: what :meth:`bring_back_what_was_reset` has yet to do.
+        built_lr: the learning rates that the optimizers had when the run began, by name, one for each group.
     """
 
     def __init__(self, store: CheckpointStore, objects: Mapping[str, Any], resume: str) -> None:
@@ -83,6 +97,7 @@ class Resumption:
         self.resume = resume
         self.origin: str | None = None
         self.pending: Pending | None = None
+        self.built_lr: dict[str, list[float]] = {}
 
     def restore(self, engine: Any, data: ResumableData, monitor: Monitor | None) -> None:
         """Choose a checkpoint and bring it back, unless the same engine goes on with what it has in memory.
@@ -94,6 +109,7 @@ class Resumption:
         self.pending = None
         if engine.state.iteration or engine.state.epoch:
             return
+        self.built_lr = _learning_rates(self.objects)
         ranks = Ranks()
         read: list[dict[str, Any]] = []
         chosen = ranks.first(lambda: self._chosen(engine.state, read))
@@ -117,6 +133,9 @@ class Resumption:
             monitor.load_state_dict(pending.ours["monitor"])
         data.load_state_dict(pending.ours["data"], pending.ours["engine"]["iteration"])
         _set_state(engine, pending)
+        if not pending.finished:
+            self._tell_where(engine, pending)  # before a progress bar is shown
+        self.built_lr.update(pending.ours.get("built_lr", {}))
 
     def _loaded_by_all(
         self, ranks: Ranks, load: Callable[[], Pending | None], undo: list[Callable[[], None]]
@@ -152,6 +171,23 @@ class Resumption:
             return None
         engine.state.output = pending.ours["output"]
         return rest
+
+    def _tell_where(self, engine: Any, pending: Pending) -> None:
+        """Tell that a run goes on, from what, and where in it; and of learning rates that are not the program's now."""
+        path, saved = pending.path, pending.ours["engine"]
+        of = path.parent.parent if path.parent == self.store.directory else path
+        where = f"after epoch {saved['epoch']}"
+        if saved["position"] is not None:
+            where = f"in epoch {saved['epoch']} after batch {saved['position']} of {engine.state.epoch_length}"
+        tell(engine, "Going on with %s %s (iteration %d).", of, where, saved["iteration"])
+        for name, began, now in _other_learning_rates(pending.ours.get("built_lr", {}), self.built_lr):
+            if rank() == 0:
+                engine.logger.warning(
+                    "%r: the run began with lr %g and the program now has %g; what the checkpoint holds is taken.",
+                    name,
+                    began,
+                    now,
+                )
 
     def _chosen(self, state: Any, read: list[dict[str, Any]]) -> tuple[Path, str | None] | None:
         """The checkpoint to go on with and the path that the run began from; what was read on the way goes to ``read``.
@@ -247,6 +283,25 @@ def _newest(store: CheckpointStore, state: Any) -> tuple[SavedCheckpoint, dict[s
     return newest
 
 
+def _learning_rates(objects: Mapping[str, Any]) -> dict[str, list[float]]:
+    """Those that the program gave its optimizers, by name, whatever a schedule has made of them."""
+    groups = {name: thing.param_groups for name, thing in objects.items() if isinstance(thing, torch.optim.Optimizer)}
+    return {
+        name: [float(lr) for group in own if (lr := group.get("initial_lr", group.get("lr"))) is not None]
+        for name, own in groups.items()
+    }
+
+
+def _other_learning_rates(
+    began: Mapping[str, list[float]], now: Mapping[str, list[float]]
+) -> Iterator[tuple[str, float, float]]:
+    """The optimizers that the program now gives another learning rate, and the first that differs; schedules do not."""
+    for name in sorted(set(began) & set(now)):
+        different = [pair for pair in zip(began[name], now[name], strict=False) if pair[0] != pair[1]]
+        if different:
+            yield name, *different[0]
+
+
 def _set_state(engine: Any, pending: Pending) -> None:
     saved, state = pending.ours["engine"], engine.state
     state.iteration = saved["iteration"]
@@ -260,10 +315,15 @@ def _set_state(engine: Any, pending: Pending) -> None:
     engine._dataloader_iter = None
 
 
+def _was_ended(saved: Mapping[str, Any]) -> bool:
+    """Whether a handler or the program ended a run, rather than ``max_epochs`` or ``max_iters``."""
+    return bool(saved["should_terminate"] and saved["iteration"] != saved["max_iters"])
+
+
 def _stays_finished(saved: Mapping[str, Any], state: Any) -> bool:
     """Whether a finished run is finished for the ``max_epochs`` or ``max_iters`` that are asked for now, too."""
-    if saved["should_terminate"] and saved["iteration"] != saved["max_iters"]:
-        return True  # a handler ended it
+    if _was_ended(saved):
+        return True
     if state.max_iters is not None:
         return bool(saved["iteration"] >= state.max_iters)
     epochs = saved["epoch"] - (saved["position"] is not None)  # without the one in which it ended

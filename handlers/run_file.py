@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
-__all__ = ["RECORD_FILE", "read_record", "write_record"]
+__all__ = ["RECORD_FILE", "as_json", "read_record", "write_record"]
 
 RECORD_FILE = "run.json"
+
+
+def as_json(value: object) -> str:
+    """What is kept of a value that JSON does not know: of a path its text, of others their representation.
+
+    Example:
+        >>> as_json(Path("runs/first")), as_json({1})
+        ('runs/first', '{1}')
+    """
+    return str(value) if isinstance(value, PurePath) else repr(value)
 
 
 def read_record(directory: Path) -> dict[str, Any]:
@@ -22,7 +32,7 @@ def read_record(directory: Path) -> dict[str, Any]:
 
 
 def write_record(directory: Path, record: Mapping[str, Any]) -> None:
-    """Write it; what JSON does not know as its representation. The file is whole at every instant.
+    """Write it, what JSON does not know as :func:`as_json` says. The file is whole at every instant.
 
     Args:
         directory: of the run; made if it is not there.
@@ -35,7 +45,7 @@ def write_record(directory: Path, record: Mapping[str, Any]) -> None:
     beside = path.with_name(f".writing-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(json.dumps(record, indent=1, default=repr) + "\n", encoding="utf-8")
+        beside.write_text(json.dumps(record, indent=1, default=as_json) + "\n", encoding="utf-8")
         beside.replace(path)
     except OSError as error:
         raise OSError(f"The record of the run, {path}, could not be written: {error.strerror}.") from error

@@ -58,7 +58,8 @@ class RunRecord(Handler):
     Args:
         directory: of the run; made if it is not there.
         configuration: of the run: a mapping, an ``argparse.Namespace`` or a dataclass, nested or not; those of
-            OmegaConf and jsonargparse, too. What JSON does not know is kept as its representation.
+            OmegaConf and jsonargparse, too. Paths are kept as text, and what else JSON does not know as its
+            representation.
 
     Raises:
         TypeError: the configuration is something else.
@@ -169,7 +170,7 @@ def _plain(value: Any) -> Any:
 
 
 def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
 
 
 def _seconds_before(directory: Path) -> float:

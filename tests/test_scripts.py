@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -102,6 +103,53 @@ def test_a_run_that_was_killed_goes_on_if_the_options_are_the_same() -> None:
     record.write_text(json.dumps(without_end))
     assert options_of("--width", "4").run_dir == Path("runs/fit-2")
     assert options_of().run_dir == directory
+
+
+def test_a_script_that_was_killed_before_its_own_run_began_goes_on_with_the_same_directory() -> None:
+    directory = options_of().run_dir  # it trains something else first, and ends there
+    assert options_of("--width", "4").run_dir == Path("runs/fit-2")
+    assert options_of().run_dir == directory
+
+
+def test_the_record_is_there_before_the_run_and_has_the_options_with_paths_as_text() -> None:
+    options_of("--run-dir", "run")
+    record = json.loads(Path("run/run.json").read_text())
+    assert record["configuration"]["run_dir"] == "run"
+    assert record["argv"][0] == sys.executable
+
+
+def test_where_nothing_was_trained_no_record_is_left() -> None:
+    def main() -> None:
+        options_of()
+        raise ValueError("no data")
+
+    with pytest.raises(SystemExit):
+        run_script(main)
+    assert not any(Path("runs").iterdir())
+
+
+def test_a_folder_that_was_there_before_stays_there() -> None:
+    Path("run").mkdir()
+    with pytest.raises(SystemExit):
+        run_script(lambda: options_of("--run-dir", "run"))
+    assert not any(Path("run").iterdir())
+
+
+def test_a_run_that_has_begun_keeps_its_record() -> None:
+    with pytest.raises(SystemExit):
+        run_script(lambda: train("--run-dir", "run"))
+    assert json.loads(Path("run/run.json").read_text())["ended"]["status"] == "finished"
+
+
+def test_it_prints_how_to_go_on_and_how_to_look_at_the_run(capsys) -> None:
+    options_of("--run-dir", "my run")
+    told = capsys.readouterr().out
+    assert told.startswith("The run is kept in my run.")
+    assert re.findall(r"-m camshaft (\w+ 'my run'(?: -o \S+)?)", told) == [
+        "resume 'my run'",
+        "show 'my run'",
+        "plot 'my run' -o curves.png",
+    ]
 
 
 def test_a_directory_that_holds_something_else_is_left_alone() -> None:

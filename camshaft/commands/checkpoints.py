@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     checkpoints = {checkpoint.path: checkpoint for checkpoint in store.list()}
     best = best_of(list(checkpoints.values()))
     monitored = [checkpoint.monitor for checkpoint in checkpoints.values() if checkpoint.monitor]
-    rows = [Row("checkpoint", "iteration", "epoch", monitored[-1] if monitored else "value", "size", "state")]
+    rows = [Row("checkpoint", "iteration", "epoch", monitored[-1] if monitored else "", "size", "state")]
     broken = 0
     for path in directories_of(store):
         reason = _what_is_wrong(store, path)
@@ -45,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
             if checkpoint.processes > 1:
                 notes.append(f"of {checkpoint.processes} processes")
         rows.append(Row(path.name, *_position(checkpoint), _size(path), ", ".join(notes)))
-    _print_table(rows)
+    _print_table(rows if monitored else [(*row[:3], *row[4:]) for row in rows])
     return int(broken > 0)
 
 
@@ -69,9 +70,9 @@ def _size(path: Path) -> str:
     return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
 
 
-def _print_table(rows: list[Row]) -> None:
+def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
     """The name and the state aligned to the left, the numbers between them to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         numbers = (cell.rjust(width) for cell, width in zip(row[1:-1], widths[1:-1], strict=True))
-        print("  ".join([row.name.ljust(widths[0]), *numbers, row.state]))
+        print("  ".join([row[0].ljust(widths[0]), *numbers, row[-1]]))

@@ -1,20 +1,23 @@
-"""What is known of a run without reading its weights: its record, its newest checkpoint, and the best of its values."""
+"""What is known of a run without reading its weights: its record, its newest checkpoint, and what it has logged."""
 
 from __future__ import annotations
 
+import csv
+import json
 import math
 import os
 import platform
 import shlex
 import sys
 import time
+from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from camshaft.curves import Curves, read_curves
 from camshaft.handlers.checkpoint_store import CheckpointStore
-from camshaft.handlers.direction import more_is_better
+from camshaft.handlers.direction import best_is
 from camshaft.handlers.run_file import read_record
 
 try:
@@ -31,17 +34,36 @@ _NOT_BEST = (
 )  # numbers of which no best is looked for
 
 
+class Values(NamedTuple):
+    """What became of a number that was logged.
+
+    Attributes:
+        least: the smallest finite value.
+        most: the largest one.
+        last: the last one.
+    """
+
+    least: float
+    most: float
+    last: float
+
+    def best(self, mode: str | None) -> float:
+        """The best, which is the ``"max"`` or the ``"min"``, or the last where nobody knows which of them it is."""
+        return self.last if mode is None else self.most if mode == "max" else self.least
+
+
 class RunOverview(NamedTuple):
     """A run in short.
 
     Attributes:
         directory: of the run.
         record: what ``run.json`` holds; nothing where there is none.
-        status: ``running``, ``finished``, ``failed`` or ``stopped``.
+        status: ``running``, ``finished``, ``failed``, ``stopped``, or ``unknown``.
         epoch: the last that something was kept of, or None.
         iteration: likewise.
         seconds: how long it has trained, with what earlier processes did, or None.
-        best: the best value of each number that was logged.
+        values: of each number that was logged.
+        monitored: what ``Checkpoint`` monitors, and whether the best of it is the ``"max"`` or the ``"min"``.
     """
 
     directory: Path
@@ -50,7 +72,8 @@ class RunOverview(NamedTuple):
     epoch: int | None
     iteration: int | None
     seconds: float | None
-    best: dict[str, float]
+    values: dict[str, Values]
+    monitored: dict[str, str]
 
     @property
     def command(self) -> str:
@@ -83,12 +106,16 @@ def overview_of(directory: Path) -> RunOverview:
         status = "running"
     elif checkpoints and checkpoints[-1].finished:
         status = "finished"
-    else:
+    elif record or checkpoints:
         status = ended.get("status", "stopped")
+    else:  # nothing that would have noted its end
+        status = "unknown"
     newest = checkpoints[-1] if checkpoints else None
     logged = max((curve[-1][0] for curve in curves.values() if curve), default=None)
     iterations = [ended.get("iteration"), newest.iteration if newest else None, logged]
     epochs = [ended.get("epoch"), newest.epoch if newest else None]
+    if all(epoch is None for epoch in epochs):
+        epochs.append(_logged_epoch(directory))
     return RunOverview(
         directory,
         record,
@@ -96,23 +123,35 @@ def overview_of(directory: Path) -> RunOverview:
         max((epoch for epoch in epochs if epoch is not None), default=None),
         max((iteration for iteration in iterations if iteration is not None), default=None),
         _seconds_of(directory, record, status),
-        best_values(curves),
+        values_in(curves),
+        {one.monitor: one.mode for one in checkpoints if one.monitor and one.mode},
     )
 
 
-def best_values(curves: Curves) -> dict[str, float]:
-    """The best of each curve: of an accuracy and the like the largest value, else the smallest.
+def values_in(curves: Curves) -> dict[str, Values]:
+    """The least, the most and the last of each curve, where one of them may be the best.
 
     Example:
-        >>> best_values({"loss": [(1, 0.5), (2, 0.7)], "val_accuracy": [(2, 0.8), (4, 0.9)], "learning_rate": [(1, 1)]})
-        {'loss': 0.5, 'val_accuracy': 0.9}
+        >>> values_in({"loss": [(1, 0.5), (2, 0.4), (3, 0.7)], "learning_rate": [(1, 1)]})
+        {'loss': Values(least=0.4, most=0.7, last=0.7)}
     """
-    best = {}
+    found = {}
     for name, curve in curves.items():
         values = [value for _, value in curve if math.isfinite(value)]
         if values and not any(part in name for part in _NOT_BEST):
-            best[name] = max(values) if more_is_better(name) else min(values)
-    return best
+            found[name] = Values(min(values), max(values), values[-1])
+    return found
+
+
+def mode_of(name: str, runs: Iterable[RunOverview]) -> str | None:
+    """Whether the best is the ``"max"`` or the ``"min"``: as ``Checkpoint`` has monitored it, else as the name tells.
+
+    It is None where that tells nothing, or where the runs do not agree.
+    """
+    modes = {one.monitored[name] for one in runs if name in one.monitored}
+    if modes:
+        return modes.pop() if len(modes) == 1 else None
+    return best_is(name)
 
 
 def duration(seconds: float | None) -> str:
@@ -138,6 +177,21 @@ def _curves_of(directory: Path) -> Curves:
         return read_curves(directory)
     except (OSError, ValueError):  # nothing was logged, or it is not ours
         return {}
+
+
+def _logged_epoch(directory: Path) -> int | None:
+    """The epoch of the last line that was logged."""
+    epochs: list[str | int | None] = []
+    try:
+        if (path := directory / "metrics.csv").is_file():
+            with path.open(newline="", encoding="utf-8") as file:
+                epochs = [row.get("epoch") for row in csv.DictReader(file)]
+        elif (path := directory / "metrics.jsonl").is_file():
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            epochs = [json.loads(line).get("epoch") for line in lines if line.endswith("\n")]  # others are unfinished
+        return max((int(epoch) for epoch in epochs if epoch), default=None)
+    except (OSError, ValueError, AttributeError):  # it is not ours
+        return None
 
 
 def _is_running(directory: Path, record: dict[str, Any]) -> bool:

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from camshaft.commands import CommandError
 from camshaft.commands.run_directory import check_directory
-from camshaft.commands.run_overview import RunOverview, duration, runs_in
-from camshaft.handlers.direction import more_is_better
+from camshaft.commands.run_overview import RunOverview, duration, mode_of, runs_in
 
 _MOST_VALUES = 4  # columns of best values, unless they are named
 
@@ -34,20 +33,27 @@ def run(arguments: argparse.Namespace) -> int:
     runs = runs_in(arguments.directory)
     if not runs:
         raise CommandError(f"There are no runs in {arguments.directory}.")
-    known = list(dict.fromkeys(name for one in runs for name in one.best))
+    known = list(dict.fromkeys(name for one in runs for name in one.values))
     for name in (*(arguments.best or ()), *([arguments.sort] if arguments.sort else ())):
         if name not in known:
             raise CommandError(f"No run has logged {name!r}. There is: {', '.join(known) or 'nothing'}.")
     names = arguments.best or _most_telling(known)
     if arguments.sort:
-        sign = -1 if more_is_better(arguments.sort) else 1
-        # Runs without the value come last.
-        runs.sort(key=lambda one: (arguments.sort not in one.best, sign * one.best.get(arguments.sort, 0.0)))
+        _sort(runs, arguments.sort)
         names = list(dict.fromkeys([arguments.sort, *names]))
-    rows = [["run", "status", "epoch", *(f"best {name}" for name in names), "duration", "command"]]
-    rows += [_row(one, names, arguments.directory) for one in runs]
+    modes = {name: mode_of(name, runs) for name in names}
+    headings = [f"{'best' if mode else 'last'} {name}" for name, mode in modes.items()]
+    rows = [["run", "status", "epoch", *headings, "duration", "command"]]
+    rows += [_row(one, modes, arguments.directory) for one in runs]
     _print_table(rows)
     return 0
+
+
+def _sort(runs: list[RunOverview], name: str) -> None:
+    """By the best of a value, those without it last; by the last of it, the least first, if nobody knows the best."""
+    mode = mode_of(name, runs)
+    sign = -1 if mode == "max" else 1
+    runs.sort(key=lambda one: (name not in one.values, sign * one.values[name].best(mode) if name in one.values else 0))
 
 
 def _most_telling(names: list[str]) -> list[str]:
@@ -59,11 +65,11 @@ def _most_telling(names: list[str]) -> list[str]:
     return []
 
 
-def _row(one: RunOverview, names: list[str], directory: Path) -> list[str]:
+def _row(one: RunOverview, modes: dict[str, str | None], directory: Path) -> list[str]:
     name = str(one.directory.relative_to(directory))
     epochs = one.record.get("run", {}).get("max_epochs")
     epoch = "" if one.epoch is None else f"{one.epoch}/{epochs}" if epochs else str(one.epoch)
-    values = [f"{one.best[value]:.4g}" if value in one.best else "" for value in names]
+    values = [f"{one.values[value].best(mode):.4g}" if value in one.values else "" for value, mode in modes.items()]
     return [str(directory) if name == "." else name, one.status, epoch, *values, duration(one.seconds), one.command]
 
 

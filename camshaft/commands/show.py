@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import shlex
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from camshaft.commands import CommandError
 from camshaft.commands.run_directory import check_directory
-from camshaft.commands.run_overview import RunOverview, duration, overview_of
+from camshaft.commands.run_overview import RunOverview, duration, mode_of, overview_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,7 +58,16 @@ def _diff_of(one: RunOverview) -> str:
 def _sections(one: RunOverview) -> Iterator[tuple[str, Mapping[str, str]]]:
     record = one.record
     yield str(one.directory), _how_it_went(one)
-    yield "best values", {name: f"{value:.6g}" for name, value in one.best.items()}
+    modes = {name: mode_of(name, [one]) for name in one.values}
+    for title, best in (("best values", True), ("last values", False)):
+        yield (
+            title,
+            {
+                name: f"{values.best(modes[name]):.6g}"
+                for name, values in one.values.items()
+                if (modes[name] is not None) == best
+            },
+        )
     yield "configuration", {name: str(value) for name, value in record.get("configuration", {}).items()}
     yield (
         "models",
@@ -85,7 +95,8 @@ def _how_it_went(one: RunOverview) -> dict[str, str]:
     if "started" in record:
         before = record.get("seconds_before")
         earlier = f", of it {duration(before)} in earlier processes" if before else ""
-        went |= {"started": record["started"], "duration": f"{duration(one.seconds)}{earlier}"}
+        started = datetime.fromisoformat(record["started"]).isoformat(timespec="seconds")
+        went |= {"started": started, "duration": f"{duration(one.seconds)}{earlier}"}
     if record.get("typed_in"):
         went["command"] = one.command
     elif "argv" in record:

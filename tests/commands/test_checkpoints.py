@@ -48,6 +48,17 @@ def test_the_best_is_the_least_where_less_is_better(run: Path, capsys: pytest.Ca
     assert rows[0][3] == "loss"
 
 
+def test_without_a_monitored_value_there_is_no_column_of_values(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    position = {"iteration": 4, "epoch": 1, "value": None, "finished": False}
+    CheckpointStore(tmp_path / "checkpoints").write("iteration=4", {}, position)
+    main(["checkpoints", str(tmp_path)])
+    header, row = table(capsys.readouterr().out)
+    assert header == ["checkpoint", "iteration", "epoch", "size", "state"]
+    assert (row[:3], row[-1]) == (["iteration=4", "4", "1"], "whole")
+
+
 def test_one_flipped_bit_is_found_and_makes_the_status_1(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     state = run / "checkpoints" / LAST / "state.pt"
     content = bytearray(state.read_bytes())

@@ -40,7 +40,8 @@ def test_a_killed_run_goes_on_with_the_same_command_from_another_folder(
     command, printed = ended.stdout.splitlines()
     assert command == f"cd {moved} && {sys.executable} -B {program.name} 100"
     assert printed == "trained for 100 epochs"
-    assert (ended.returncode, ended.stderr) == (0, "")
+    assert (ended.returncode, ended.stderr.count("\n")) == (0, 1)
+    assert ended.stderr.startswith("Going on with run after epoch ")
     lines = (moved / "run" / "metrics.csv").read_text().splitlines()
     iterations = [line.split(",")[0] for line in lines[1:] if line.split(",")[3]]
     assert iterations == [str(iteration) for iteration in range(1, 401)]

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from camshaft.__main__ import main
+from camshaft.handlers.checkpoint_store import CheckpointStore
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def test_each_run_has_a_line_with_status_epoch_best_value_duration_and_command(
     header, first, second, trained = map(cells, table(capsys))
     assert header == ["run", "status", "epoch", "best val_loss", "duration", "command"]
     assert first == ["sweep/a", "finished", "2", "0.25", "2 min 30 s", "python train.py --name 'a b'"]
-    assert second[:3] == ["sweep/b", "stopped", "0.75"]
+    assert second[:4] == ["sweep/b", "stopped", "1", "0.75"]
     assert trained[:3] == ["trained", "finished", "3/3"]
     assert trained[-1].endswith("python train.py 3") or trained[-1].endswith("train.py 3")
 
@@ -94,7 +95,74 @@ def test_a_run_without_checkpoints_is_running_as_long_as_its_process(
 def test_a_record_that_cannot_be_read_leaves_what_else_is_known(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (runs / "sweep" / "b" / "run.json").write_text("{")
     assert main(["runs", str(runs / "sweep" / "b")]) == 0
-    assert cells(table(capsys)[1])[1:] == ["stopped", "0.75"]
+    assert cells(table(capsys)[1])[1:] == ["unknown", "1", "0.75"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("metrics.csv", "iteration,epoch,loss\n1,1,0.5\n2,2,0.25\n"),
+        (
+            "metrics.jsonl",
+            '{"iteration": 1, "epoch": 1, "loss": 0.5}\n{"iteration": 2, "epoch": 2, "loss": 0.25}\n{"it',
+        ),
+    ],
+    ids=["csv", "json lines"],
+)
+def test_of_a_run_with_a_log_alone_the_epoch_is_known_but_not_how_it_ended(
+    name: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).write_text(text)
+    main(["runs", str(tmp_path)])
+    assert cells(table(capsys)[1])[1:] == ["unknown", "2", "0.25"]
+    main(["show", str(tmp_path)])
+    assert "reached  epoch 2, iteration 2" in capsys.readouterr().out
+
+
+# The best
+
+
+@pytest.fixture
+def logged(tmp_path: Path) -> Path:
+    (tmp_path / "metrics.csv").write_text(
+        "iteration,epoch,val_elbo,val_width\n1,1,-252.6,3\n2,2,-221.9,5\n3,3,-235.2,4\n"
+    )
+    return tmp_path
+
+
+def test_the_best_of_a_lower_bound_is_the_largest_and_of_what_nobody_knows_the_last_is_shown(
+    logged: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["runs", str(logged)])
+    header, row = map(cells, table(capsys))
+    assert header[3:5] == ["best val_elbo", "last val_width"]
+    assert row[3:5] == ["-221.9", "4"]
+    main(["show", str(logged)])
+    assert "best values\n  val_elbo  -221.9\nlast values\n  val_width  4\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("mode", "best"), [("min", "3"), ("max", "5")])
+def test_what_a_checkpoint_monitors_is_best_in_its_direction(
+    mode: str, best: str, logged: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metadata = {"iteration": 3, "epoch": 3, "value": 4.0, "finished": False, "monitor": "val_width", "mode": mode}
+    CheckpointStore(logged / "checkpoints").write("iteration=3", {}, metadata)
+    main(["runs", str(logged), "--best", "val_width"])
+    header, row = map(cells, table(capsys))
+    assert (header[3], row[1], row[3]) == ("best val_width", "stopped", best)
+
+
+def test_runs_that_monitor_it_in_two_directions_have_no_best_in_common(
+    logged: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for mode in ("min", "max"):
+        folder = logged / "runs" / mode
+        folder.mkdir(parents=True)
+        (folder / "metrics.csv").write_text((logged / "metrics.csv").read_text())
+        metadata = {"iteration": 3, "epoch": 3, "value": 4.0, "finished": False, "monitor": "val_width", "mode": mode}
+        CheckpointStore(folder / "checkpoints").write("iteration=3", {}, metadata)
+    main(["runs", str(logged / "runs"), "--sort", "val_width"])
+    assert cells(table(capsys)[0])[3] == "last val_width"
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,19 @@ def test_it_tells_how_the_run_went(run: Path, capsys: pytest.CaptureFixture[str]
     assert "seed      0" in lines
 
 
+def test_the_start_is_told_in_whole_seconds_and_the_duration_in_fractions(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change(
+        run,
+        started="2026-01-01T00:00:01.250+00:00",
+        ended={"status": "finished", "at": "2026-01-01T00:00:01.950+00:00"},
+    )
+    lines = shown(capsys, str(run))[str(run)]
+    assert "started   2026-01-01T00:00:01+00:00" in lines
+    assert "duration  0.7 s" in lines
+
+
 def test_what_was_typed_into_a_notebook_has_no_command(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     change(run, typed_in=True, argv=["python", "-m", "ipykernel_launcher", "-f", "kernel.json"])
     assert "command   in a notebook or at a prompt" in shown(capsys, str(run))[str(run)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import re
+import sys
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -47,6 +48,18 @@ def site(tmp_path: Path) -> Path:
     (tmp_path / "a.png").touch()
     (tmp_path / "searchindex.js").write_text('Search.setIndex({"objects": {"camshaft": [[0, 0, 1, "", "EMA"]]}})')
     return tmp_path
+
+
+def test_the_last_line_of_the_check_is_the_page_to_open(
+    site: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(camshaft, "__all__", ["EMA"])
+    monkeypatch.setattr(sys, "argv", ["check_site.py", str(site)])
+    assert check_site.main() == 0
+    assert str(site / "index.html") in capsys.readouterr().out.splitlines()[-1]
+    add(site, "<a href='nowhere.html'>nowhere</a>")
+    assert check_site.main() == 1
+    assert capsys.readouterr().out == ""
 
 
 def add(site: Path, html: str) -> None:

@@ -2,7 +2,6 @@
 
 import re
 import runpy
-import struct
 import sys
 from pathlib import Path
 
@@ -55,25 +54,9 @@ def test_it_learns_keeps_its_best_weights_and_uses_them(run):
     assert list(Path("runs/seed/lightning_logs/version_0").glob("events.out.tfevents.*"))
 
 
-@pytest.fixture
-def small_mnist(tmp_path):
-    """Data in the format of MNIST: squares whose size is their class."""
-    folder = tmp_path / "data" / "MNIST" / "raw"
-    folder.mkdir(parents=True)
-    for part, count in (("train", 240), ("t10k", 60)):
-        labels = torch.arange(count) % 10
-        images = torch.zeros(count, 28, 28, dtype=torch.uint8)
-        for image, label in zip(images, labels.tolist(), strict=True):
-            end = 2 * label + 4
-            image[2 : end + 1, [2, end]] = image[[2, end], 2 : end + 1] = 255
-        header = struct.pack(">4B3I", 0, 0, 8, 3, count, 28, 28)
-        (folder / f"{part}-images-idx3-ubyte").write_bytes(header + images.numpy().tobytes())
-        header = struct.pack(">4BI", 0, 0, 8, 1, count)
-        (folder / f"{part}-labels-idx1-ubyte").write_bytes(header + labels.to(torch.uint8).numpy().tobytes())
-
-
 def test_it_trains_on_mnist_by_torchvisions_own_loader(run, small_mnist):
     pytest.importorskip("torchvision", reason="MNIST is read by torchvision")
+    small_mnist(Path("data", "MNIST", "raw"))
     out, ended = run("seed_mnist.py", "--dataset", "mnist", "--max-epochs", "8")
     assert ended is None
     assert accuracy_of(out) > 0.9

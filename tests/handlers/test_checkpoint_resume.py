@@ -352,6 +352,56 @@ class TestARunThatIsFinished:
         assert ended < 50
         assert run(self.program(60, patience=1, min_delta=9.0), tmp_path).state.epoch == ended
 
+    def test_that_was_stopped_early_says_so_and_that_more_epochs_change_nothing(self, tmp_path, caplog):
+        for epochs in (50, 60):
+            run(self.program(epochs, patience=1, min_delta=9.0), tmp_path)
+        assert "EarlyStopping ended it, so a larger max_epochs changes nothing. Choose another directory" in caplog.text
+        assert "Pass a larger max_epochs" not in caplog.text
+
+    def test_that_the_program_ended_says_so(self, tmp_path, caplog):
+        for _ in range(2):
+            study = Study()
+            study.attach(OptimizerStep(study.optimizer), study.checkpoint(tmp_path))
+            study.engine.add_event_handler(Events.ITERATION_COMPLETED(once=4), lambda engine: engine.terminate())
+            study.engine.run(study.loader, max_epochs=5)
+        assert "nothing to do. The program or a handler ended it, so a larger max_epochs" in caplog.text
+
+
+class TestWhatIsTold:
+    def of_a_run_that_was_stopped(self, directory, caplog, *, after, lr=0.05, schedule=False, **options):
+        """What a run tells that goes on after one of a learning rate of 0.05 that an error has ended."""
+        for rate in (0.05, lr):
+            caplog.clear()
+            study = Study(lr=rate)
+            if schedule:
+                study.attach(LRScheduler(torch.optim.lr_scheduler.StepLR(study.optimizer, 1, 0.5), per="epoch"))
+            study.attach(OptimizerStep(study.optimizer), study.checkpoint(directory, **options))
+            study.engine.add_event_handler(Events.ITERATION_STARTED(once=after + 1), self.fail)
+            with pytest.raises(ZeroDivisionError):
+                study.engine.run(study.loader, max_epochs=3)
+            after += 1
+        return [message for message in caplog.messages if message.startswith("Going on")]
+
+    def fail(self):
+        raise ZeroDivisionError
+
+    def test_is_where_a_run_goes_on_within_an_epoch(self, tmp_path, caplog):
+        told = self.of_a_run_that_was_stopped(tmp_path / "k2", caplog, after=8)
+        assert told == [f"Going on with {tmp_path / 'k2'} in epoch 2 after batch 2 of 6 (iteration 8)."]
+
+    def test_is_where_a_run_goes_on_between_two_epochs(self, tmp_path, caplog):
+        told = self.of_a_run_that_was_stopped(tmp_path, caplog, after=8, at=Events.EPOCH_COMPLETED)
+        assert told == [f"Going on with {tmp_path} after epoch 1 (iteration 6)."]
+
+    def test_is_a_learning_rate_that_the_program_now_gives_in_vain(self, tmp_path, caplog):
+        self.of_a_run_that_was_stopped(tmp_path, caplog, after=8, lr=1e-4)
+        line = "'optimizer': the run began with lr 0.05 and the program now has 0.0001; what the checkpoint holds is"
+        assert f"{line} taken." in caplog.messages
+
+    def test_is_no_learning_rate_that_a_schedule_has_changed(self, tmp_path, caplog):
+        assert self.of_a_run_that_was_stopped(tmp_path, caplog, after=13, schedule=True)
+        assert "the run began with lr" not in caplog.text
+
 
 @pytest.mark.parametrize("ended_at", [4, 6, 8])
 @pytest.mark.parametrize("save_at", [OFTEN, Events.EPOCH_COMPLETED], ids=["often", "each epoch"])

@@ -192,6 +192,25 @@ class TestRestoringTheBest:
             engine.run([None])
 
 
+class TestWhatIsTold:
+    def told(self, engine_of, caplog, losses, **options):
+        engine_of(losses_of(losses), EarlyStopping("loss", 2, **options)).run([None], max_epochs=len(losses))
+        return [message for message in caplog.messages if message.startswith("EarlyStopping")]
+
+    def test_is_one_line_when_it_has_ended_the_run(self, engine_of, caplog):
+        assert self.told(engine_of, caplog, [3.0, 0.025441, 1.0, 1.0, 1.0]) == [
+            "EarlyStopping: loss has not improved 2 times in a row (best 0.02544 in epoch 2): "
+            "the run ends in epoch 4, with the last weights."
+        ]
+
+    def test_says_that_the_best_weights_are_back(self, engine_of, caplog):
+        (line,) = self.told(engine_of, caplog, [3.0, 4.0, 4.0, 1.0], restore_best=nn.Linear(1, 1))
+        assert line.endswith("the run ends in epoch 3, with the best weights.")
+
+    def test_is_nothing_where_the_run_came_to_its_end(self, engine_of, caplog):
+        assert self.told(engine_of, caplog, [3.0, 4.0, 2.0]) == []
+
+
 class TestState:
     def start(self, engine_of, losses, state=None):
         model, optimizer_step = counting_model()
@@ -246,7 +265,7 @@ class TestState:
 
     def test_of_a_handler_without_restore_best_is_small(self):
         stopping = EarlyStopping("loss")
-        assert stopping.state_dict().keys() == {"monitor", "counter"}
+        assert stopping.state_dict().keys() == {"monitor", "counter", "best_epoch"}
 
 
 def test_a_time_limit_beside_it_makes_no_difference_to_what_it_restores(engine_of):

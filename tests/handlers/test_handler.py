@@ -60,6 +60,77 @@ class TestOrder:
         assert notes == ["forward"] * 2
 
 
+class TestAClassThatIsNotWhole:
+    def test_with_a_state_that_it_does_not_take_back_is_refused(self, engine_of):
+        class Counter(Handler):
+            def state_dict(self):
+                return {"count": 1}
+
+        sentence = (
+            "Counter has a state_dict but no load_state_dict: a run that goes on would begin it anew. Define both."
+        )
+        with pytest.raises(TypeError, match=f"^{sentence}$"):
+            engine_of(do_nothing, Counter())
+
+    def test_that_takes_back_a_state_it_does_not_give_is_refused(self, engine_of):
+        class Counter(Handler):
+            def load_state_dict(self, state_dict):
+                self.count = state_dict["count"]
+
+        with pytest.raises(TypeError, match="Counter has a load_state_dict but no state_dict"):
+            engine_of(do_nothing, Counter())
+
+    def test_may_inherit_one_of_them(self, engine_of):
+        class MyTimeLimit(TimeLimit):
+            def state_dict(self):
+                return super().state_dict()
+
+        limit = MyTimeLimit(60)
+        assert handlers_of(engine_of(do_nothing, limit)) == [limit]
+
+    def test_without_the_method_that_it_names_is_refused_before_anything_of_it_is_attached(self, engine_of):
+        class Teller(Handler):
+            listens = (On(Events.STARTED, Phase.REPORT, "begin"), On(Events.EPOCH_COMPLETED, Phase.REPORT, "tel"))
+
+            def begin(self):
+                pass
+
+        engine, teller = engine_of(do_nothing), Teller()
+        with pytest.raises(
+            AttributeError, match=r"Teller has no method 'tel', which its listens names for EPOCH_COMPL"
+        ):
+            teller.attach(engine)
+        assert handlers_of(engine) == []
+        assert not engine.has_event_handler(teller.begin)
+
+    def test_may_give_its_only_subscription_without_a_tuple(self, engine_of):
+        class Teller(Handler):
+            listens = On(Events.COMPLETED, Phase.REPORT, "tell")
+            told = 0
+
+            def tell(self):
+                self.told += 1
+
+        teller = Teller()
+        engine = engine_of(do_nothing, teller)
+        engine.run([0])
+        teller.detach(engine)
+        engine.run([0], max_epochs=2)
+        assert teller.told == 1
+
+    def test_is_told_the_phases_where_it_gives_none(self):
+        with pytest.raises(TypeError, match=r"Phase.CHECK, .*, Phase.SAVE, but the phase is 'measure'\."):
+            On(Events.STARTED, "measure", "tell")
+
+    def test_is_told_to_name_its_method_where_it_gives_it(self):
+        with pytest.raises(TypeError, match="takes the name of a method"):
+            On(Events.STARTED, Phase.REPORT, print)
+
+    def test_a_subscription_can_be_copied(self):
+        on = On(Events.STARTED, Phase.REPORT, "tell")
+        assert copy.deepcopy(on) == on
+
+
 class TestAttachAndDetach:
     def test_a_handler_can_be_attached_to_several_engines(self, engine_of):
         notes = []

@@ -254,6 +254,22 @@ def test_a_run_that_was_finished_before_gives_the_signals_back(tmp_path):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+class TestWhatIsTold:
+    @pytest.mark.parametrize(
+        ("name", "signals", "iteration"),
+        [("SIGTERM", {"in_step": 9}, 9), ("SIGINT", {"in_step": 9}, 9), ("SIGUSR1", {"in_validation": 2}, 7)],
+        ids=["SIGTERM", "Ctrl-C", "SIGUSR1 in a validation"],
+    )
+    def test_is_the_signal_what_is_saved_and_what_to_do(self, tmp_path, caplog, name, signals, iteration):
+        with pytest.raises(SystemExit):
+            run(program_with(**{where: Signals(at, getattr(signal, name)) for where, at in signals.items()}), tmp_path)
+        assert f"{name}: saved at iteration {iteration} in {tmp_path}; the same command goes on." in caplog.messages
+
+    def test_is_nothing_where_the_process_does_not_end(self, tmp_path, caplog):
+        run(program_with(in_step=Signals(9), leave=False), tmp_path)
+        assert not [message for message in caplog.messages if "SIGTERM" in message]
+
+
 class TestInANotebook:
     def test_the_run_pauses_and_goes_on(self, tmp_path):
         def start_twice(directory):
