@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import importlib
 import os
 import re
 import sys
+import time
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -29,6 +31,8 @@ __all__ = [
 
 TIMEOUT_VARIABLE = "CAMSHAFT_COLLECTIVE_TIMEOUT"
 """Where `camshaft launch --collective-timeout` leaves its seconds for the programs that it starts."""
+
+_SECONDS_TO_LET_GO = 0.05
 
 # The ids that SLURM gives to the steps of `sbatch`'s script, of `salloc`'s shell, and of processes outside of any step.
 # Only one process runs there, though SLURM_NTASKS may say that the job is for many.
@@ -238,6 +242,10 @@ def _as_timedelta(timeout: float | timedelta | None) -> timedelta | None:
 
 
 def _finalise_at_exit() -> None:
+    # A thread of gloo that lets go of a tensor while the interpreter ends makes it abort. What sharded models and cached
+    # meshes hold of a group outlives it; their threads have nothing left to do a moment after the last exchange.
+    gc.collect()
+    time.sleep(_SECONDS_TO_LET_GO)
     # After an error, the others may be gone or hang, and NCCL would wait for them. Gloo does not.
     if not (hasattr(sys, "last_value") and dist.is_initialized() and "nccl" in dist.get_backend()):
         finalise()
