@@ -242,8 +242,8 @@ def _as_timedelta(timeout: float | timedelta | None) -> timedelta | None:
 
 
 def _finalise_at_exit() -> None:
-    # A thread of gloo that lets go of a tensor while the interpreter ends makes it abort. What sharded models and cached
-    # meshes hold of a group outlives it; their threads have nothing left to do a moment after the last exchange.
+    # A thread of gloo that lets go of a tensor while the interpreter ends makes it abort. The group that sharded models
+    # and cached meshes hold outlives it; its threads have nothing left to do a moment after the last exchange.
     gc.collect()
     time.sleep(_SECONDS_TO_LET_GO)
     # After an error, the others may be gone or hang, and NCCL would wait for them. Gloo does not.
