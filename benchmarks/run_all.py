@@ -43,7 +43,14 @@ BENCHMARKS: dict[str, list[str]] = {
 PACKAGES = ("torch", "pytorch-ignite", "lightning", "accelerate", "torchtnt", "keras", "numpy")
 
 # Why a goal is not reached, and what was tried: shown where the line that begins so says MISSED.
-REASONS: dict[tuple[str, str], str] = {}
+REASONS: dict[tuple[str, str], str] = {
+    ("distributed", "  camshaft"): (
+        "On one process it lies at the goal, now above it, now below: 0.97, 0.98 and 1.02 in three measurements of one "
+        "day, whose repeats differ by more. Of the time of the processor a step takes 1 % more than by hand (3.68 ms, "
+        "3.64 by hand), and no handler stands out in it. More repeats on a quieter machine were tried; they moved it "
+        "either way."
+    ),
+}
 
 
 def main() -> None:
