@@ -7,6 +7,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import importlib.util
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,17 @@ def _same_random_numbers_in_every_test() -> None:
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002 - the generator that code under test might draw from
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _no_test_leaves_a_launchers_variables_behind() -> Iterator[None]:
+    """Those that `initialise` adds to what a test has set; other libraries would take them for a launcher's."""
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    before = {name: os.environ[name] for name in names if name in os.environ}
+    yield
+    for name in names:
+        os.environ.pop(name, None)
+    os.environ.update(before)
 
 
 def _declare_torchvision_operators() -> None:
