@@ -20,7 +20,8 @@ def results_of(program: str, processes: int, folder: Path) -> list[dict[str, Any
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    own = {name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
+    environment = {**own, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     started, files = [], [folder / f"{rank}.json" for rank in range(processes)]
     for rank, file in enumerate(files):
         if processes > 1:

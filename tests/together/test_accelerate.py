@@ -79,7 +79,8 @@ class TestPreparedBySomebodyElse:
     """On one process."""
 
     @pytest.fixture(autouse=True)
-    def accelerator(self):
+    def accelerator(self, monkeypatch):
+        monkeypatch.delenv("LOCAL_RANK", raising=False)  # by which it would look for other processes
         accelerator = accelerate.Accelerator(cpu=True)
         yield accelerator
         accelerator.state._reset_state(reset_partial_state=True)
